@@ -1,0 +1,1 @@
+"""Nodes and GPUs: environments, the local Ray cluster, Ray's job and Serve interfaces."""

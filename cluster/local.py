@@ -1,0 +1,283 @@
+"""The embedded local cluster: one Ray head on this machine that outlives the command that started it."""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from cluster.code import code_snapshot
+from cluster.environments import interpreter
+from cluster.processes import free_port, is_alive, port_is_free
+from cluster.rest import answers, cluster_resources, head_ip
+from runtime.core.config import ConfigModel, load_spec
+from runtime.core.errors import ClusterError, ConfigError
+from storage.commit import write_json
+
+_SOCKET_PATH_BYTES = 107
+"""Longest UNIX socket path; Ray's own part below the temp folder takes about 65 of it."""
+
+
+class LocalClusterSpec(ConfigModel):
+    """What ``tandem up`` starts on this machine."""
+
+    num_cpus: int = Field(default_factory=lambda: max(2, len(os.sched_getaffinity(0))), ge=1)
+    """CPUs that Ray may hand out. Default: this machine's, at least 2."""
+
+    num_gpus: int | None = Field(None, ge=0)
+    """GPUs that Ray may hand out. Default: those that Ray finds."""
+
+    dashboard_port: int = Field(8265, ge=0, le=65535)
+    """Port of Ray's dashboard, job and Serve API. 0: any free one."""
+
+    http_port: int = Field(8000, ge=0, le=65535)
+    """Port of the serving endpoint. 0: any free one."""
+
+    start_timeout_s: float = Field(120, gt=0)
+    """How long to wait for Ray before giving up."""
+
+
+class LocalCluster(ConfigModel):
+    """A running local cluster, as its state file tells."""
+
+    pid: int
+    """The supervisor, of which every process of the cluster is a descendant."""
+
+    create_time: float
+    """When the supervisor began, in seconds since 1970."""
+
+    address: str
+    """Ray's own address, ``ip:port``."""
+
+    dashboard_url: str
+    """Dashboard, Ray's job API and Serve's REST API."""
+
+    http_url: str
+    """Where serve apps answer once there is one."""
+
+    temp_dir: str
+    """Ray's folder: sessions and logs."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return is_alive(self.pid, self.create_time)
+
+
+def home() -> Path:
+    """Tandem's own folder on this machine: ``$TANDEM_HOME``, else ``~/.tandem``."""
+    return Path(os.environ.get("TANDEM_HOME") or "~/.tandem").expanduser().absolute()
+
+
+def current() -> LocalCluster | None:
+    """The running local cluster, or None. A state file left by a crash counts for nothing."""
+    try:
+        cluster = load_spec(LocalCluster, _cluster_file())
+    except ConfigError:
+        return None
+    return cluster if cluster.alive else None
+
+
+def resources_of(spec: LocalClusterSpec) -> dict[str, float]:
+    """What a cluster of this spec would have: ``{"CPU": 2.0, "GPU": 0.0}``."""
+    found = len(list(Path("/dev").glob("nvidia[0-9]*"))) if spec.num_gpus is None else spec.num_gpus
+    return {"CPU": float(spec.num_cpus), "GPU": float(found)}
+
+
+def up(spec: LocalClusterSpec | None = None) -> LocalCluster:
+    """The running local cluster, started when there is none.
+
+    Raises:
+        ClusterError: a port is taken, or Ray did not come up in ``start_timeout_s``; nothing is left.
+        EnvironmentFault: the core environment is not built.
+    """
+    with _lock():
+        found = current()
+        if found:
+            return found
+        # What a supervisor that was killed left behind goes first: Ray would be found twice.
+        _down()
+        return _start(spec or LocalClusterSpec())
+
+
+def down() -> bool:
+    """End the local cluster and every process of it; whether there was one."""
+    with _lock():
+        return _down()
+
+
+def _down() -> bool:
+    try:
+        state = json.loads(_supervisor_file().read_text())
+    except FileNotFoundError:
+        _cluster_file().unlink(missing_ok=True)
+        return False
+    alive = is_alive(state["pid"], state["create_time"])
+    if alive:
+        os.kill(state["pid"], signal.SIGTERM)
+        _wait_until_gone(state["pid"], state["create_time"], timeout_s=60)
+    _supervisor_file().unlink(missing_ok=True)
+    _cluster_file().unlink(missing_ok=True)
+    return alive
+
+
+def _start(spec: LocalClusterSpec) -> LocalCluster:
+    ports = {
+        "dashboard": _port(spec.dashboard_port, "dashboard_port"),
+        "http": _port(spec.http_port, "http_port"),
+        "gcs": free_port(),
+    }
+    temp_dir = _temp_dir()
+    log = home() / "logs" / "cluster.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = _ray_start(spec, ports, temp_dir)
+    with log.open("wb") as output:
+        supervisor = subprocess.Popen(
+            [str(interpreter("core")), "-m", "cluster.supervisor", str(_supervisor_file()), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+            cwd=home(),
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{ports['dashboard']}"
+    try:
+        _wait_until_up(supervisor, url, spec.start_timeout_s, log)
+        state = json.loads(_supervisor_file().read_text())
+        cluster = LocalCluster(
+            **state,
+            address=f"{head_ip(url)}:{ports['gcs']}",
+            dashboard_url=url,
+            http_url=f"http://127.0.0.1:{ports['http']}",
+            temp_dir=str(temp_dir),
+        )
+        write_json(_cluster_file(), cluster.model_dump())
+        return cluster
+    except BaseException:
+        # Ctrl-C too: a cluster that nobody knows of must not stay.
+        supervisor.terminate()
+        supervisor.wait()
+        _supervisor_file().unlink(missing_ok=True)
+        raise
+
+
+def _ray_start(spec: LocalClusterSpec, ports: dict[str, int], temp_dir: Path) -> list[str]:
+    """Ray's head. Ports that Ray would fix are free ones, for the sake of a second cluster."""
+    gpus = [] if spec.num_gpus is None else [f"--num-gpus={spec.num_gpus}"]
+    return [
+        str(interpreter("core").with_name("ray")),
+        "start",
+        "--head",
+        "--block",
+        f"--port={ports['gcs']}",
+        f"--num-cpus={spec.num_cpus}",
+        *gpus,
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={ports['dashboard']}",
+        f"--dashboard-agent-listen-port={free_port()}",
+        f"--ray-client-server-port={free_port()}",
+        f"--temp-dir={temp_dir}",
+        "--disable-usage-stats",
+    ]
+
+
+def _environment() -> dict[str, str]:
+    """The head's environment, which every worker of the cluster inherits."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON", "VIRTUAL_ENV"))}
+    core_bin = str(interpreter("core").parent)
+    return inherited | {
+        # `python` in a plain `ray job submit -- python -m train_jobs ...` is the core environment's.
+        "PATH": core_bin + os.pathsep + os.environ.get("PATH", ""),
+        "PYTHONPATH": str(code_snapshot()),
+        "PYTHONUNBUFFERED": "1",
+        "TANDEM_HOME": str(home()),
+        # Ray 2.60 turns token authentication on as soon as the account has a token file; this cluster
+        # listens on 127.0.0.1 only (docs/decisions/local-cluster-without-token.md).
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    }
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], url: str, timeout_s: float, log: Path) -> None:
+    deadline = time.monotonic() + timeout_s
+    # The dashboard answers before the node has joined; a job sent in between would find no CPU.
+    while not (answers(f"{url}/api/version") and cluster_resources(url)["CPU"]):
+        if process.poll() is not None:
+            raise ClusterError(f"Ray ended while starting. Last lines of {log}:\n{_tail(log)}")
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"Ray did not answer at {url} within {timeout_s:.0f} s. Last lines of {log}:\n{_tail(log)}"
+            )
+        time.sleep(0.1)
+
+
+def _wait_until_gone(pid: int, create_time: float, *, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while is_alive(pid, create_time):
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"process {pid} did not end within {timeout_s:.0f} s. End it with kill -9 {pid}."
+            )
+        time.sleep(0.05)
+
+
+def _port(port: int, field: str) -> int:
+    if port and not port_is_free(port):
+        option = "--" + field.replace("_", "-")
+        raise ClusterError(
+            f"{field} is {port}, which another program listens on. End that program, or choose another: "
+            f"tandem up {option} 0 takes any free one."
+        )
+    return port or free_port()
+
+
+def _temp_dir() -> Path:
+    """Ray's folder below our own, or a short one where the sockets' paths would become too long."""
+    folder = home() / "ray"
+    if len(str(folder)) + 65 > _SOCKET_PATH_BYTES:
+        folder = Path(tempfile.mkdtemp(prefix=f"tandem-{getpass.getuser()}-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    _drop_old_sessions(folder)
+    return folder
+
+
+def _drop_old_sessions(folder: Path, keep: int = 3) -> None:
+    """Keep the logs of the last sessions; Ray never removes any."""
+    sessions = sorted(path for path in folder.glob("session_2*") if path.is_dir())
+    for path in sessions[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _supervisor_file() -> Path:
+    return home() / "supervisor.json"
+
+
+def _cluster_file() -> Path:
+    return home() / "cluster.json"
+
+
+@contextmanager
+def _lock() -> Iterator[Any]:
+    """One ``up`` or ``down`` at a time. The kernel drops it when the holder dies."""
+    home().mkdir(parents=True, exist_ok=True)
+    with (home() / "cluster.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file

@@ -1,0 +1,74 @@
+"""Ray's dashboard over HTTP: reachable or not, what it holds, and its errors in our words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from runtime.core.errors import ClusterError
+
+_TIMEOUT_S = 60.0
+
+
+def answers(url: str) -> bool:
+    """Whether ``url`` gives a 200 within two seconds."""
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def call(method: str, dashboard_url: str, path: str, *, body: Any = None) -> Any:
+    """The JSON that the dashboard answers.
+
+    Raises:
+        ClusterError: it cannot be reached, or refuses; says which and what it said.
+    """
+    try:
+        reply = httpx.request(
+            method,
+            f"{dashboard_url}{path}",
+            json=body,
+            timeout=_TIMEOUT_S,
+            trust_env=_is_remote(dashboard_url),
+        )
+    except httpx.HTTPError as error:
+        raise ClusterError(
+            f"Ray's dashboard at {dashboard_url} does not answer ({type(error).__name__}: {error}). "
+            "Check the address, or start a local cluster with `tandem up`."
+        ) from None
+    if reply.is_error:
+        raise ClusterError(
+            f"Ray's dashboard refused {method} {path} ({reply.status_code}): {reply.text[:2000]}"
+        )
+    return reply.json() if reply.content else None
+
+
+def cluster_resources(dashboard_url: str) -> dict[str, float]:
+    """What all living nodes have together: ``{"CPU": 2.0, "GPU": 0.0, ...}``."""
+    total: dict[str, float] = {"CPU": 0.0, "GPU": 0.0}
+    for node in _living_nodes(dashboard_url):
+        for resource, amount in node["resources_total"].items():
+            total[resource] = total.get(resource, 0.0) + amount
+    return total
+
+
+def head_ip(dashboard_url: str) -> str:
+    """The head node's address, as Ray's other processes reach it."""
+    return str(next(node["node_ip"] for node in _living_nodes(dashboard_url) if node["is_head_node"]))
+
+
+def ray_version(dashboard_url: str) -> str:
+    """The version of Ray that the cluster runs."""
+    return str(call("GET", dashboard_url, "/api/version")["ray_version"])
+
+
+def _living_nodes(dashboard_url: str) -> list[dict[str, Any]]:
+    reply = call("GET", dashboard_url, "/api/v0/nodes?detail=1&limit=10000")
+    return [node for node in reply["data"]["result"]["result"] if node["state"] == "ALIVE"]
+
+
+def _is_remote(url: str) -> bool:
+    """A proxy from the environment is for other machines, never for this one."""
+    return "//127.0.0.1" not in url and "//localhost" not in url

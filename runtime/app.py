@@ -1,0 +1,119 @@
+"""One serve app, as its owner sees it: where it answers, how it stands, and a client for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from cluster import applications
+from cluster.rest import call
+from runtime.core.errors import ServeError
+from runtime.show import table_html
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+_POLL_S = 0.5
+
+
+class App:
+    """A deployed serve app. Get one from ``Tandem.serve``, ``Tandem.app`` or ``Tandem.apps``."""
+
+    def __init__(self, dashboard_url: str, name: str) -> None:
+        self.dashboard_url, self.name = dashboard_url, name
+
+    @property
+    def status(self) -> str:
+        """Serve's word: ``DEPLOYING``, ``RUNNING``, ``DEPLOY_FAILED``, ``UNHEALTHY``, ``NOT_STARTED``, ..."""
+        return str(self._details().get("status", "NOT_STARTED"))
+
+    @property
+    def url(self) -> str:
+        """Where it answers, without ``/v1``."""
+        serve = call("GET", self.dashboard_url, "/api/serve/applications/")
+        port = (serve.get("http_options") or {}).get("port", 8000)
+        host = urlsplit(self.dashboard_url).hostname
+        prefix = str(self._details().get("route_prefix") or "/")
+        return f"http://{host}:{port}{prefix}".rstrip("/")
+
+    @property
+    def model(self) -> str | None:
+        """The model version that it serves."""
+        return (self._details().get("deployed_app_config") or {}).get("args", {}).get("model")
+
+    def wait(self, timeout_s: float = 600) -> App:
+        """Return when it answers.
+
+        Raises:
+            ServeError: it failed to deploy; holds the replica's own message. Or it is gone.
+            TimeoutError: it does not answer after ``timeout_s``; it is left alone.
+        """
+        deadline = time.monotonic() + timeout_s
+        while (status := self.status) != "RUNNING":
+            if status in ("DEPLOY_FAILED", "NOT_STARTED", "DELETING"):
+                raise ServeError(f"app {self.name} is {status}: {self.message or 'it is not deployed'}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"app {self.name} is still {status} after {timeout_s:.0f} s")
+            time.sleep(_POLL_S)
+        return self
+
+    @property
+    def message(self) -> str:
+        """What Serve and the replicas say about the status; empty when all is well."""
+        details = self._details()
+        deployments = (details.get("deployments") or {}).values()
+        said = [details.get("message", ""), *(d.get("message", "") for d in deployments)]
+        return "\n".join(dict.fromkeys(text.strip() for text in said if text.strip()))
+
+    def openai(self) -> OpenAI:
+        """An ``openai`` client that asks this app. Waits until the app answers."""
+        from openai import OpenAI
+
+        self.wait()
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=600)
+
+    def chat(self, messages: str | Iterable[Mapping[str, Any]], **parameters: Any) -> str:
+        """The model's reply to a question, or to a list of chat messages.
+
+        Args:
+            messages: A user's text, or messages in OpenAI's form.
+            parameters: More fields of a chat completion (``temperature``, ``max_tokens``, ...).
+        """
+        asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        create: Any = self.openai().chat.completions.create
+        reply = create(model=self.name, messages=asked, **parameters)
+        return str(reply.choices[0].message.content)
+
+    def stop(self, timeout_s: float = 120) -> None:
+        """Delete the app and return when its replicas have ended.
+
+        Raises:
+            TimeoutError: replicas still run after ``timeout_s``.
+        """
+        applications.delete(self.dashboard_url, self.name)
+        deadline = time.monotonic() + timeout_s
+        while self.status != "NOT_STARTED":
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"app {self.name} still has replicas after {timeout_s:.0f} s")
+            time.sleep(_POLL_S)
+
+    def describe(self) -> dict[str, Any]:
+        """The app as plain data, for tables and ``--json``."""
+        return {
+            "name": self.name,
+            "status": self.status,
+            "model": self.model,
+            "url": f"{self.url}/v1",
+            "message": self.message or None,
+        }
+
+    def __repr__(self) -> str:
+        return f"App({self.name!r}, status={self.status!r}, url={self.url!r})"
+
+    def _repr_html_(self) -> str:
+        return table_html([self.describe()])
+
+    def _details(self) -> dict[str, Any]:
+        return applications.applications(self.dashboard_url).get(self.name, {})

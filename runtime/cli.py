@@ -1,0 +1,264 @@
+"""The command line. Every command is a few lines over the SDK; heavy imports wait until they are used."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime import __version__
+from runtime.core.errors import TandemError
+from runtime.core.log import configure
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class _Group(click.Group):
+    """Turns our errors into one readable message and an exit code; nobody wants a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TandemError as error:
+            click.secho(f"Error: {error}", fg="red", err=True)
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo(
+                "\nInterrupted. What runs on the cluster goes on; `tandem down` ends all of it.", err=True
+            )
+            sys.exit(130)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+address_option = click.option(
+    "--address",
+    envvar="TANDEM_ADDRESS",
+    help="Dashboard of a running cluster, http://head:8265. Default: local.",
+)
+store_option = click.option(
+    "--store", envvar="TANDEM_STORE", help="Root address of the store. Default: ~/.tandem/store."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Print the resolved plan as JSON and do nothing."
+)
+
+
+@click.group(cls=_Group, context_settings=_CONTEXT)
+@click.version_option(__version__)
+@click.option("-v", "--verbose", is_flag=True, help="Log what Tandem does.")
+def main(verbose: bool) -> None:
+    """Fine-tune with LLaMA-Factory and serve with vLLM on one Ray cluster.
+
+    \b
+    First steps:
+      tandem demo                 train, publish, serve and ask a small model
+      tandem train train.yaml     submit a training job and watch it
+      tandem serve serve.yaml     put a model behind an OpenAI-compatible endpoint
+      tandem down                 end the local cluster and every process of it
+    """
+    configure(verbose)
+
+
+@main.command()
+def setup() -> None:
+    """Build the environments (core, train, serve) that are missing."""
+    from cluster.setup import ensure
+
+    ensure(["core", "train", "serve"])
+
+
+@main.command()
+@click.option("--num-cpus", type=int, help="CPUs that Ray may hand out. Default: all, at least 2.")
+@click.option("--num-gpus", type=int, help="GPUs that Ray may hand out. Default: all.")
+@click.option(
+    "--dashboard-port", type=int, help="Dashboard, job and Serve API. Default 8265; 0: any free one."
+)
+@click.option("--http-port", type=int, help="Serving endpoint. Default 8000; 0: any free one.")
+@json_option
+def up(as_json: bool, **options: int | None) -> None:
+    """Start the local cluster, or find the one that runs. It outlives this command."""
+    from cluster import local
+    from cluster.setup import ensure
+    from runtime.core.config import load_spec
+
+    ensure(["core", "train", "serve"])
+    given = {name: value for name, value in options.items() if value is not None}
+    cluster = local.up(load_spec(local.LocalClusterSpec, given))
+    if as_json:
+        click.echo(cluster.to_json())
+        return
+    click.echo(f"Cluster    {cluster.address}\nDashboard  {cluster.dashboard_url}\nEnd it     tandem down")
+
+
+@main.command()
+def down() -> None:
+    """End the local cluster: Ray, training jobs, replicas, engines."""
+    from cluster import local
+
+    click.echo("The local cluster has ended." if local.down() else "No local cluster runs.")
+
+
+@main.command()
+@address_option
+@store_option
+@json_option
+def status(address: str | None, store: str | None, as_json: bool) -> None:
+    """Show the cluster, its serve apps and the newest runs. Starts nothing."""
+    from runtime.status import print_status
+
+    print_status(address, store, as_json=as_json)
+
+
+@main.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Check environments, cluster, GPUs and disk; say the remedy for each problem. Exit code 1 if any."""
+    from runtime import doctor as checks
+
+    sys.exit(checks.main(as_json))
+
+
+@main.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@address_option
+@store_option
+@dry_run_option
+@click.option("--no-wait", is_flag=True, help="Return once the job is submitted.")
+def train(spec: Path, address: str | None, store: str | None, dry_run: bool, no_wait: bool) -> None:
+    """Submit the training job in SPEC and watch it."""
+    from rich.console import Console
+
+    from runtime.progress import follow
+
+    if dry_run:
+        from runtime.plans import train_plan
+
+        click.echo(train_plan(spec, address, store).to_json())
+        return
+    run = _tandem(address, store).train(spec)
+    click.echo(f"Run {run.run_id}\n    {run.uri}")
+    if not no_wait:
+        follow(run, Console())
+        click.echo(f"Model {run.model}" if run.model else f"Done: {run.uri}")
+
+
+@main.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@address_option
+@store_option
+@dry_run_option
+@click.option("--no-wait", is_flag=True, help="Return once the app is deployed, before it answers.")
+def serve(spec: Path, address: str | None, store: str | None, dry_run: bool, no_wait: bool) -> None:
+    """Deploy the serve app in SPEC and wait until it answers."""
+    if dry_run:
+        from runtime.plans import serve_plan
+
+        click.echo(serve_plan(spec, address, store).to_json())
+        return
+    app = _tandem(address, store).serve(spec)
+    if not no_wait:
+        app.wait()
+    click.echo(f"App {app.name}: {app.status}\n    {app.url}/v1")
+
+
+@main.command()
+@click.argument("name", required=False)
+@store_option
+@json_option
+def runs(name: str | None, store: str | None, as_json: bool) -> None:
+    """List training runs, of NAME or all."""
+    from runtime.run import Run
+    from storage.store import open_store
+
+    rows = [Run(folder).describe() for folder in open_store(store).runs(name)]
+    _show(rows, ["run_id", "status", "step", "max_steps", "loss", "model"], as_json)
+
+
+@main.command()
+@store_option
+@json_option
+def models(store: str | None, as_json: bool) -> None:
+    """List the model versions in the store."""
+    from storage.store import open_store
+
+    rows = [_model_row(model) for model in open_store(store).models()]
+    _show(rows, ["model", "kind", "base", "template", "run", "size_bytes", "created_at"], as_json)
+
+
+@main.command()
+@click.argument("run_id")
+@store_option
+def logs(run_id: str, store: str | None) -> None:
+    """Print the log of a run: its id, or its name for the newest."""
+    from runtime.run import Run
+    from storage.store import open_store
+
+    click.echo(Run(open_store(store).run(run_id)).logs())
+
+
+@main.command()
+@click.argument("name")
+@address_option
+@store_option
+def stop(name: str, address: str | None, store: str | None) -> None:
+    """Stop the serve app or the training run NAME."""
+    from runtime.status import stop_anything
+
+    click.echo(stop_anything(name, address, store))
+
+
+@main.command()
+@store_option
+@click.option(
+    "--questions", default=20, show_default=True, type=click.IntRange(20, 100), help="How many to ask."
+)
+def demo(store: str | None, questions: int) -> None:
+    """Train, publish, serve and ask a small model on this machine, in a few minutes."""
+    from cluster.setup import ensure
+
+    ensure(["core", "train", "serve"])
+    from runtime.demo import run_demo
+
+    sys.exit(run_demo(store, questions))
+
+
+def _tandem(address: str | None, store: str | None) -> Any:
+    from cluster.setup import ensure
+    from runtime.sdk import Tandem
+
+    if address is None:
+        ensure(["core", "train", "serve"])
+    return Tandem(address, store=store)
+
+
+def _model_row(model: Any) -> dict[str, Any]:
+    manifest = model.manifest
+    return {
+        "model": model.ref,
+        "kind": manifest.kind,
+        "base": manifest.base,
+        "template": manifest.template,
+        "run": manifest.run,
+        "size_bytes": manifest.total_bytes,
+        "created_at": manifest.created_at,
+        "path": str(model.path),
+    }
+
+
+def _show(rows: list[dict[str, Any]], columns: list[str], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    from runtime.show import print_table
+
+    print_table(rows, columns)
+
+
+if __name__ == "__main__":
+    main()

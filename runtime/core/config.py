@@ -1,0 +1,105 @@
+"""The base of every spec: strict, frozen, documented by attribute docstrings, read in one place."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from runtime.core.errors import ConfigError
+from runtime.core.lookup import did_you_mean
+
+
+class ConfigModel(BaseModel):
+    """Base of all specs: unknown fields refused, values never rewritten, docstrings are the help."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    def to_json(self) -> str:
+        """The resolved spec as JSON; ``load_spec`` of the same class reads it back unchanged."""
+        return self.model_dump_json(indent=2)
+
+
+Spec = TypeVar("Spec", bound=ConfigModel)
+
+
+def load_spec(cls: type[Spec], source: Spec | Mapping[str, Any] | str | Path) -> Spec:
+    """A validated spec from a model object, a mapping, or the path of a YAML or JSON file.
+
+    Raises:
+        ConfigError: one message that names the file, and for each fault the field, its value, why
+            it cannot work and what to do.
+    """
+    if isinstance(source, cls):
+        return source
+    if isinstance(source, Mapping):
+        return _validate(cls, source, origin="spec")
+    path = Path(source)  # type: ignore[arg-type]
+    return _validate(cls, _read(path), origin=str(path))
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}). Check the path; it is taken from {Path.cwd()}."
+        ) from None
+    try:
+        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid {path.suffix.lstrip('.') or 'YAML'}: {error}") from None
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{path}: holds {type(data).__name__}, but a spec is a mapping of fields.")
+    return data
+
+
+def _validate(cls: type[Spec], data: Mapping[str, Any], *, origin: str) -> Spec:
+    try:
+        return cls.model_validate(data)
+    except ValidationError as error:
+        faults = "\n".join(f"  {_fault(cls, item)}" for item in error.errors())
+        raise ConfigError(f"{origin}: {cls.__name__} cannot be used.\n{faults}") from None
+
+
+def _fault(cls: type[BaseModel], item: Any) -> str:
+    """One line for one fault: field, value, reason, remedy."""
+    location = [part for part in item["loc"] if not str(part).startswith("function-")]
+    field = ".".join(str(part) for part in location) or "(whole spec)"
+    if item["type"] == "extra_forbidden":
+        known = _fields_at(cls, location[:-1])
+        return f"{field}: unknown field (value {item['input']!r}). {did_you_mean(str(location[-1]), known)}"
+    if item["type"] == "missing":
+        return f"{field}: is required. Add it{_doc(cls, location)}."
+    if item["type"] == "value_error":
+        return f"{field}: {item['ctx']['error']}"
+    return f"{field}: is {item['input']!r}: {item['msg']}{_doc(cls, location)}."
+
+
+def _model_at(cls: type[BaseModel], location: list[Any]) -> type[BaseModel] | None:
+    """The model class that holds the fields below ``location``, or None where there is none."""
+    model: type[BaseModel] | None = cls
+    for part in location:
+        info = model.model_fields.get(str(part)) if model else None
+        if info is None:
+            return None
+        candidates = [info.annotation, *getattr(info.annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return model
+
+
+def _fields_at(cls: type[BaseModel], location: list[Any]) -> list[str]:
+    model = _model_at(cls, location)
+    return list(model.model_fields) if model else []
+
+
+def _doc(cls: type[BaseModel], location: list[Any]) -> str:
+    model = _model_at(cls, location[:-1]) if location else None
+    info = model.model_fields.get(str(location[-1])) if model else None
+    return f" ({' '.join(info.description.split())})" if info and info.description else ""

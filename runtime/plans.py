@@ -1,0 +1,40 @@
+"""Dry runs: the resolved plan, checked against the store and a cluster, with nothing started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster import local
+from cluster.rest import cluster_resources
+from runtime.core.config import load_spec
+from serve_apps.plan import ServePlan, plan_serve
+from serve_apps.spec import ServeSpec
+from storage.store import open_store
+from train_jobs.plan import TrainPlan, plan_train, resolve
+from train_jobs.spec import TrainSpec
+
+
+def train_plan(spec: Path, address: str | None, store: str | None) -> TrainPlan:
+    """The plan of a training spec."""
+    return plan_train(
+        resolve(load_spec(TrainSpec, spec)),
+        store=open_store(store),
+        cluster_resources=_resources(address),
+        origin=str(spec),
+    )
+
+
+def serve_plan(spec: Path, address: str | None, store: str | None) -> ServePlan:
+    """The plan of a serve spec."""
+    return plan_serve(
+        load_spec(ServeSpec, spec), store=open_store(store), cluster_resources=_resources(address)
+    )
+
+
+def _resources(address: str | None) -> dict[str, float]:
+    """Those of the cluster at ``address``, of the local one, or of the one that ``tandem up`` would start."""
+    running = local.current()
+    url = address or (running.dashboard_url if running else None)
+    if url:
+        return cluster_resources(url)
+    return local.resources_of(local.LocalClusterSpec())

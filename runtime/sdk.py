@@ -1,0 +1,179 @@
+"""The Python SDK: one object for one cluster and one store.
+
+from runtime import Tandem
+
+tandem = Tandem()                       # the local cluster, started when there is none
+run = tandem.train("train.yaml")        # returns at once
+run.wait()
+app = tandem.serve({"name": "demo", "model": run.model})
+print(app.chat("What does json.dumps do?"))
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster import applications, jobs, local
+from cluster.code import code_snapshot
+from cluster.environments import check_pair
+from cluster.rest import cluster_resources, ray_version
+from runtime.app import App
+from runtime.core.config import load_spec
+from runtime.core.errors import ConfigError, EnvironmentFault
+from runtime.run import Run
+from serve_apps.plan import ServePlan, plan_serve
+from serve_apps.spec import ServeSpec
+from storage.store import ModelVersion, Store, open_store
+from train_jobs.plan import TrainPlan, plan_train, resolve
+from train_jobs.spec import TrainSpec
+
+TrainSource = TrainSpec | Mapping[str, Any] | str | Path
+ServeSource = ServeSpec | Mapping[str, Any] | str | Path
+
+
+class Tandem:
+    """A cluster that trains and serves, and the store that both use.
+
+    Args:
+        address: The dashboard of a running cluster, ``http://head:8265``. None: the local cluster,
+            started when there is none.
+        store: Root address of the store. None: ``$TANDEM_STORE``, else ``~/.tandem/store``. A remote
+            cluster must reach it under the same address.
+
+    Raises:
+        ClusterError: the cluster cannot be reached or started.
+        EnvironmentFault: an environment is missing, or Ray or Python versions differ.
+    """
+
+    def __init__(self, address: str | None = None, *, store: str | None = None) -> None:
+        self.store: Store = open_store(store)
+        self._local = local.up() if address is None else None
+        self.dashboard_url = self._local.dashboard_url if self._local else _checked_url(str(address))
+        if not self._local:
+            _same_ray(self.dashboard_url)
+
+    def __repr__(self) -> str:
+        return f"Tandem({self.dashboard_url!r}, store={self.store.uri!r})"
+
+    # training
+
+    def plan_train(self, spec: TrainSource) -> TrainPlan:
+        """What ``train`` would do, checked against store and cluster; nothing is submitted."""
+        resolved = resolve(load_spec(TrainSpec, spec))
+        return plan_train(
+            resolved, store=self.store, cluster_resources=self.resources(), origin=_origin(spec)
+        )
+
+    def train(self, spec: TrainSource) -> Run:
+        """Submit a training job and return at once.
+
+        Raises:
+            ConfigError: the spec cannot work; names file, field, value and remedy. Nothing was submitted.
+        """
+        self._check_environments()
+        resolved = resolve(load_spec(TrainSpec, spec))
+        plan_train(resolved, store=self.store, cluster_resources=self.resources(), origin=_origin(spec))
+        folder = self.store.new_run(resolved.name, resolved.to_json())
+        arguments = ["run", str(folder.path / "spec.json"), "--store", self.store.uri, "--run", folder.run_id]
+        folder.update_record(dashboard_url=self.dashboard_url, submission_id=folder.run_id)
+        jobs.submit(
+            self.dashboard_url,
+            f"python -m train_jobs {shlex.join(arguments)}",
+            submission_id=folder.run_id,
+            env_vars=self._code(),
+            metadata={"run": folder.run_id, "store": self.store.uri},
+        )
+        return Run(folder)
+
+    def runs(self, name: str | None = None) -> list[Run]:
+        """Runs in the store, oldest first; of one name, or all."""
+        return [Run(folder) for folder in self.store.runs(name)]
+
+    def run(self, run_id: str) -> Run:
+        """The run with this id, or the newest run of a name."""
+        return Run(self.store.run(run_id))
+
+    # serving
+
+    def plan_serve(self, spec: ServeSource) -> ServePlan:
+        """What ``serve`` would do, checked against store and cluster; nothing is deployed."""
+        return plan_serve(load_spec(ServeSpec, spec), store=self.store, cluster_resources=self.resources())
+
+    def serve(self, spec: ServeSource) -> App:
+        """Deploy a serve app, or replace the one of the same name, and return at once.
+
+        ``app.chat`` and ``app.openai`` wait until it answers.
+
+        Raises:
+            ConfigError: the spec cannot work; names file, field, value and remedy. Nothing was deployed.
+        """
+        self._check_environments()
+        plan = self.plan_serve(spec)
+        http_port = int(self._local.http_url.rpartition(":")[2]) if self._local else None
+        application = plan.application() | {"runtime_env": {"env_vars": self._code()}}
+        applications.deploy(self.dashboard_url, application, http_port=http_port)
+        return App(self.dashboard_url, str(application["name"]))
+
+    def apps(self) -> list[App]:
+        """The deployed serve apps, by name."""
+        return [
+            App(self.dashboard_url, name) for name in sorted(applications.applications(self.dashboard_url))
+        ]
+
+    def app(self, name: str) -> App:
+        """The deployed app of this name.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        app = App(self.dashboard_url, name)
+        if app.status == "NOT_STARTED":
+            known = [other.name for other in self.apps()]
+            raise ConfigError(f"app {name!r} is not deployed. Deployed: {', '.join(known) or 'none'}.")
+        return app
+
+    # both
+
+    def models(self) -> list[ModelVersion]:
+        """Every committed model version in the store."""
+        return self.store.models()
+
+    def resources(self) -> dict[str, float]:
+        """What the cluster has in all: ``{"CPU": 2.0, "GPU": 0.0, ...}``."""
+        return cluster_resources(self.dashboard_url)
+
+    def _check_environments(self) -> None:
+        if self._local:
+            check_pair()
+
+    def _code(self) -> dict[str, str]:
+        """Environment that gives workers this process' code; a remote cluster's image has its own."""
+        return {"PYTHONPATH": str(code_snapshot())} if self._local else {}
+
+
+def _origin(spec: object) -> str:
+    """What to call the spec in an error: its file, where it came from one."""
+    return str(spec) if isinstance(spec, str | Path) else "spec"
+
+
+def _checked_url(address: str) -> str:
+    if not address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"address is {address!r}. Give the dashboard's URL, such as http://head:8265, or nothing for "
+            "the local cluster."
+        )
+    return address.rstrip("/")
+
+
+def _same_ray(dashboard_url: str) -> None:
+    from importlib.metadata import version
+
+    ours, theirs = version("ray"), ray_version(dashboard_url)
+    if ours != theirs:
+        raise EnvironmentFault(
+            f"the cluster at {dashboard_url} runs Ray {theirs}, this environment has {ours}. Use a core "
+            f"environment with Ray {theirs}, or a cluster with {ours}."
+        )

@@ -1,0 +1,84 @@
+"""What runs now: the cluster, its serve apps, the newest runs. Looks, and starts nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from cluster import applications, local
+from cluster.rest import cluster_resources, ray_version
+from runtime.app import App
+from runtime.core.errors import ClusterError, ConfigError
+from runtime.run import ENDED, Run
+from runtime.show import print_table
+from storage.store import open_store
+
+_NEWEST = 5
+
+
+def dashboard_of(address: str | None) -> str | None:
+    """The dashboard at ``address``, or of the local cluster, or None when no local cluster runs."""
+    running = local.current()
+    return address or (running.dashboard_url if running else None)
+
+
+def print_status(address: str | None, store: str | None, *, as_json: bool) -> None:
+    """Print cluster, apps and the newest runs."""
+    data = collect(address, store)
+    if as_json:
+        click.echo(json.dumps(data, indent=2))
+        return
+    cluster = data["cluster"]
+    if cluster:
+        print_table([cluster], ["dashboard_url", "ray_version", "CPU", "GPU"], title="cluster")
+        print_table(data["apps"], ["name", "status", "model", "url", "message"], title="apps")
+    else:
+        click.echo("No local cluster runs. Start one with `tandem up`.")
+    print_table(data["runs"], ["run_id", "status", "step", "max_steps", "loss", "model"], title="newest runs")
+
+
+def collect(address: str | None, store: str | None) -> dict[str, Any]:
+    """Cluster (or None), apps and the newest runs as plain data."""
+    url = dashboard_of(address)
+    runs = [Run(folder).describe() for folder in open_store(store).runs()[-_NEWEST:]]
+    if url is None:
+        return {"cluster": None, "apps": [], "runs": runs}
+    total = cluster_resources(url)
+    cluster = {
+        "dashboard_url": url,
+        "ray_version": ray_version(url),
+        "CPU": total["CPU"],
+        "GPU": total["GPU"],
+    }
+    apps = [App(url, name).describe() for name in sorted(applications.applications(url))]
+    return {"cluster": cluster, "apps": apps, "runs": runs}
+
+
+def stop_anything(name: str, address: str | None, store: str | None) -> str:
+    """Stop the serve app ``name``, or else the run of this id or name; says what was done.
+
+    Raises:
+        ConfigError: neither exists.
+        ClusterError: no cluster runs.
+    """
+    url = dashboard_of(address)
+    if url is None:
+        raise ClusterError(
+            "no local cluster runs, so nothing is to be stopped. Name a remote one with --address."
+        )
+    if name in applications.applications(url):
+        App(url, name).stop()
+        return f"App {name} has ended."
+    try:
+        run = Run(open_store(store).run(name))
+    except ConfigError:
+        deployed = ", ".join(sorted(applications.applications(url))) or "none"
+        raise ConfigError(
+            f"{name!r} is neither a deployed app ({deployed}) nor a run. See `tandem runs`."
+        ) from None
+    if run.status in ENDED:
+        return f"Run {run.run_id} has ended already: {run.status}."
+    run.stop()
+    return f"Run {run.run_id} is ending."

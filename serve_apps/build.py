@@ -1,0 +1,62 @@
+"""The application that Ray Serve builds: imported on the cluster, in the core environment, without vLLM.
+
+Plain Ray tools use it too: ``import_path: serve_apps.build:build_app`` with the spec as ``args``.
+"""
+
+import os
+from typing import Any
+
+import ray
+from ray import serve
+
+from cluster.environments import interpreter, process_env
+from runtime.core.config import load_spec
+from serve_apps.deployment import VllmReplica
+from serve_apps.plan import ServePlan, plan_serve
+from serve_apps.spec import ServeSpec
+from storage.store import open_store
+
+
+# `args` is a plain dict on purpose: Serve would hand over an unvalidated dict for a typed one whenever
+# annotations are postponed, so the spec is read explicitly.
+def build_app(args: dict[str, Any]) -> serve.Application:
+    """The Serve application for a serve spec.
+
+    Args:
+        args: The spec's fields. Whatever is not resolved yet (the model's latest version, GPUs per worker)
+            is resolved on this cluster.
+
+    Raises:
+        ConfigError: the spec can never work here; Serve shows the message in the app's status.
+    """
+    spec = load_spec(ServeSpec, args)
+    return deploy(plan_serve(spec, store=open_store(spec.store), cluster_resources=ray.cluster_resources()))
+
+
+def deploy(plan: ServePlan) -> serve.Application:
+    """The deployment of a plan: its replicas start in the serve environment of the node they land on."""
+    spec = plan.spec
+    return (
+        serve.deployment(VllmReplica)
+        .options(
+            name=spec.name,
+            max_ongoing_requests=plan.max_ongoing_requests,
+            autoscaling_config=spec.autoscaling.model_dump(),
+            # A model that does not load will not load the second time either; one more try is for
+            # accidents, such as a neighbour on the GPU.
+            max_constructor_retry_count=2,
+            health_check_period_s=5,
+            health_check_timeout_s=30,
+            graceful_shutdown_timeout_s=20,
+            ray_actor_options={**plan.ray_actor_options, "runtime_env": _runtime_env(plan)},
+        )
+        .bind(plan.model_dump(mode="json"))
+    )
+
+
+def _runtime_env(plan: ServePlan) -> dict[str, Any]:
+    env_vars = {**process_env("serve"), **plan.env_vars}
+    # A runtime_env replaces PYTHONPATH; the cluster's own, where this code lies, must stay on it.
+    paths = [env_vars.get("PYTHONPATH"), os.environ.get("PYTHONPATH")]
+    env_vars["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    return {"py_executable": str(interpreter("serve")), "env_vars": env_vars}

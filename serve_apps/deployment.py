@@ -1,0 +1,33 @@
+"""The Serve deployment around one vLLM engine. Imports without vLLM: the engine is loaded in the replica."""
+
+from typing import Any
+
+from ray import serve
+
+
+class _Replica:
+    """One vLLM engine and vLLM's own FastAPI application in front of it; every route passes through."""
+
+    async def __init__(self, plan: dict[str, Any]) -> None:
+        # Here and not above: this module is also imported where no vLLM is installed, to build the app.
+        from serve_apps.engine.openai import Engine
+
+        self._engine = await Engine.start(plan)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """The application that Serve puts behind its proxy."""
+        return self._engine.app
+
+    async def check_health(self) -> None:
+        """Raise when the engine is dead; Serve then replaces the replica."""
+        await self._engine.check_health()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):
+            self._engine.stop()
+
+
+# Not as a decorator on a name of its own: Serve pickles the class by its module and name, so the name must
+# be the wrapped class itself.
+_Replica.__name__ = _Replica.__qualname__ = "VllmReplica"
+VllmReplica = serve.ingress()(_Replica)

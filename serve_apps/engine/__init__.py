@@ -1,0 +1,1 @@
+"""What runs in the serve environment: the only place that imports vLLM."""

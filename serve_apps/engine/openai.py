@@ -1,0 +1,124 @@
+"""One vLLM engine with vLLM's own OpenAI-compatible FastAPI application, to be run inside a replica."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+from fastapi import FastAPI
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.reasoning import ReasoningParserManager
+from vllm.tool_parsers import ToolParserManager
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from runtime.core.errors import ServeError
+from runtime.core.log import get_logger
+from serve_apps.engine.command_line import command_line
+from serve_apps.engine.last_words import last_error
+from serve_apps.engine.watchdog import watch_over_children
+
+_log = get_logger(__name__)
+
+
+class Engine:
+    """A running engine and its application. Get one from :meth:`start`."""
+
+    def __init__(self, client: AsyncLLM, app: FastAPI) -> None:
+        self.app = app
+        self._client = client
+
+    @classmethod
+    async def start(cls, plan: Mapping[str, Any]) -> Engine:
+        """Start vLLM as the plan says and wait until it can answer.
+
+        Args:
+            plan: A :class:`serve_apps.plan.ServePlan` as plain data.
+
+        Raises:
+            ServeError: vLLM did not start; carries the last error line that it wrote.
+        """
+        watch_over_children()
+        try:
+            args = _parse(plan)
+            client = _start_client(args)
+        except Exception as error:
+            # vLLM itself only says "see root cause above": the cause is what its processes wrote.
+            _log.exception("vLLM could not start")
+            said = last_error(error)
+            # "from None": Serve shows the whole chain in the app's status; the log above has it.
+            raise ServeError(f"vLLM could not start with {plan['model_path']}: {said}") from None
+        try:
+            return cls(client, await _build_app(client, args))
+        except Exception as error:
+            client.shutdown()
+            _log.exception("vLLM's application could not start")
+            raise ServeError(f"vLLM's application could not start: {last_error(error)}") from None
+
+    async def check_health(self) -> None:
+        """Ask vLLM itself.
+
+        Raises:
+            EngineDeadError: the engine's process is gone or failed.
+        """
+        await self._client.check_health()
+
+    def stop(self) -> None:
+        """End the engine's processes."""
+        self._client.shutdown()
+
+
+class _Refused(Exception):
+    """vLLM's own parser refused an argument."""
+
+
+class _Parser(FlexibleArgumentParser):
+    """vLLM's parser, raising where the command line would exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise _Refused(message)
+
+
+def _parse(plan: Mapping[str, Any]) -> argparse.Namespace:
+    """vLLM's arguments, read by vLLM's own command-line parser."""
+    parser = make_arg_parser(_Parser())
+    arguments = {
+        **plan["engine"],
+        "model": plan["model_path"],
+        "served_model_name": plan["served_model_name"],
+    }
+    args = parser.parse_args(command_line(parser, arguments))
+    validate_parsed_serve_args(args)
+    if args.tool_parser_plugin:
+        ToolParserManager.import_tool_parser(args.tool_parser_plugin)
+    if args.reasoning_parser_plugin:
+        ReasoningParserManager.import_reasoning_parser(args.reasoning_parser_plugin)
+    return args
+
+
+def _start_client(args: argparse.Namespace) -> AsyncLLM:
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    return AsyncLLM.from_vllm_config(
+        vllm_config=config,
+        usage_context=UsageContext.OPENAI_API_SERVER,
+        enable_log_requests=engine_args.enable_log_requests,
+        aggregate_engine_logging=engine_args.aggregate_engine_logging,
+        disable_log_stats=engine_args.disable_log_stats,
+    )
+
+
+async def _build_app(client: AsyncLLM, args: argparse.Namespace) -> FastAPI:
+    tasks = await client.get_supported_tasks()
+    app = build_app(args, tasks, client.model_config)
+    await init_app_state(client, app.state, args, tasks)
+    # vLLM's error handler tells its own web server to exit when the engine dies. Here Serve is the server,
+    # and learns it from check_health.
+    app.state.server = SimpleNamespace(should_exit=False)
+    return app

@@ -1,0 +1,116 @@
+"""End a replica's processes when the replica is gone, however it went.
+
+vLLM's EngineCore and workers outlive a replica that is killed with SIGKILL and keep their memory. This small
+process (standard library only, in a session of its own) holds the read end of a pipe from the replica. Each
+second it notes the replica's descendants; at the pipe's end it kills those that still live.
+
+Run as ``python watchdog.py <replica pid> <mark>``: ``mark`` is in the environment of every process that the
+replica starts, which finds those younger than the last look.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import uuid
+
+MARK = "TANDEM_REPLICA_MARK"
+_LOOK_EVERY_S = 1.0
+_GIVE_UP_AFTER_S = 10.0
+
+Process = tuple[int, int]
+"""A process id and its start time: together they never name a later process that got the same id."""
+
+
+def watch_over_children() -> None:
+    """Start a watchdog for the calling process; call before the children start."""
+    mark = os.environ[MARK] = uuid.uuid4().hex
+    read_end, write_end = os.pipe()
+    # The write end stays open, and in this process only, until the kernel closes it at this process's end.
+    command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), mark]
+    environment = {k: v for k, v in os.environ.items() if k != MARK}
+    subprocess.Popen(command, stdin=read_end, start_new_session=True, env=environment)
+    os.close(read_end)
+    _KEPT_OPEN.append(write_end)
+
+
+_KEPT_OPEN: list[int] = []
+
+
+def main(replica: int, mark: str) -> None:
+    """Wait for the end of standard input, then kill what the replica left."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # only the replica's end ends this process
+    noted: set[Process] = set()
+    while not select.select([sys.stdin], [], [], _LOOK_EVERY_S)[0]:
+        noted = _descendants({replica})
+    _kill(noted, mark)
+
+
+def _kill(noted: set[Process], mark: str) -> None:
+    deadline = time.monotonic() + _GIVE_UP_AFTER_S
+    while time.monotonic() < deadline:
+        alive = noted & set(_all())
+        noted |= _descendants({pid for pid, _ in alive}) | _marked(mark)
+        alive = (noted & set(_all())) - {(os.getpid(), _start_and_parent(os.getpid())[0])}
+        if not alive:
+            return
+        for pid, _ in alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _all() -> dict[Process, int]:
+    """Every living process and its parent."""
+    found: dict[Process, int] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, _Gone):
+                start, parent = _start_and_parent(int(entry))
+                found[int(entry), start] = parent
+    return found
+
+
+class _Gone(Exception):
+    """The process has ended; only its entry is left."""
+
+
+def _start_and_parent(pid: int) -> tuple[int, int]:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        # The name in parentheses may hold anything, spaces and parentheses too.
+        fields = file.read().rpartition(b")")[2].split()
+    if fields[0] == b"Z":
+        raise _Gone
+    return int(fields[19]), int(fields[1])
+
+
+def _descendants(roots: set[int]) -> set[Process]:
+    processes, family, found = _all(), set(roots), set[Process]()
+    while True:
+        more = {process for process, parent in processes.items() if parent in family} - found
+        more = {process for process in more if process[0] != os.getpid()}
+        if not more:
+            return found
+        found |= more
+        family |= {pid for pid, _ in more}
+
+
+def _marked(mark: str) -> set[Process]:
+    """Processes that carry the mark. A process that renames itself loses it, but is noted by then."""
+    wanted = f"{MARK}={mark}".encode()
+    found = set()
+    for process in _all():
+        with contextlib.suppress(OSError), open(f"/proc/{process[0]}/environ", "rb") as file:
+            if wanted in file.read().split(b"\0"):
+                found.add(process)
+    return found
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

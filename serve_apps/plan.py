@@ -1,0 +1,205 @@
+"""From a serve spec to plain data: what Serve is told, what one replica reserves, what vLLM is started with.
+
+Everything that cannot work is refused here, before anything is deployed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from runtime.core.config import ConfigModel
+from runtime.core.errors import ConfigError
+from serve_apps.arguments import faults
+from serve_apps.spec import ServeSpec
+from storage.store import ModelVersion, Store
+
+IMPORT_PATH = "serve_apps.build:build_app"
+
+MAX_ONGOING_REQUESTS = 256
+"""Requests Serve lets into one replica at a time. vLLM batches them continuously and queues the rest itself,
+so this is only a ceiling; Ray's default of 5 would starve the batch."""
+
+_CPU_KV_CACHE_BYTES = 1 << 30
+# One process fewer than vLLM's default for CPU: the worker lives inside the EngineCore process, which saves
+# one import of vLLM (5 of 20 seconds on 2 cores) and its memory. Given by its path because vLLM turns the
+# short name "uni" into "mp" on CPU; what it fears, threads bound too late, does not arise: we bind none.
+_CPU_ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+
+
+class ServePlan(ConfigModel):
+    """All that deploying a serve spec will do, as plain data."""
+
+    spec: ServeSpec
+    """The spec with everything resolved: the model's version, its store, the route, the resources."""
+
+    model_path: str
+    """Folder of the model that vLLM loads."""
+
+    served_model_name: list[str]
+    """Names that clients may send as ``model``."""
+
+    engine: dict[str, Any]
+    """vLLM's arguments: the user's, and Tandem's defaults where the user said nothing."""
+
+    env_vars: dict[str, str]
+    """Environment variables of the replica."""
+
+    ray_actor_options: dict[str, float]
+    """What one replica reserves: ``num_cpus`` and ``num_gpus``."""
+
+    max_ongoing_requests: int
+    """Requests Serve lets into one replica at a time."""
+
+    def application(self) -> dict[str, Any]:
+        """One entry of ``applications`` in Ray Serve's config file or REST body."""
+        return {
+            "name": self.spec.name,
+            "route_prefix": self.spec.route_prefix,
+            "import_path": IMPORT_PATH,
+            "args": self.spec.model_dump(mode="json"),
+        }
+
+
+def plan_serve(spec: ServeSpec, *, store: Store, cluster_resources: Mapping[str, float]) -> ServePlan:
+    """The plan for ``spec``.
+
+    Args:
+        spec: What to serve.
+        store: Where ``spec.model`` is looked up.
+        cluster_resources: All that the cluster has, in Ray's names: ``{"CPU": 2, "GPU": 1}``.
+
+    Raises:
+        ConfigError: it can never work; one message with every fault of ``engine``, or the first other one.
+    """
+    if found := faults(spec.engine):
+        raise ConfigError(
+            "\n".join([f"serve app {spec.name} cannot be deployed.", *(f"  {f}" for f in found)])
+        )
+    model = store.model(spec.model)
+    gpus = spec.resources.gpus
+    gpus = _default_gpus(cluster_resources) if gpus is None else gpus
+    _check_parallel(spec.engine, model, gpus)
+    options = {"num_cpus": spec.resources.cpus, "num_gpus": gpus * _workers(spec.engine)}
+    _check_fits(spec, options, cluster_resources)
+    return ServePlan(
+        spec=_resolved(spec, model, store, gpus),
+        model_path=str(model.path),
+        served_model_name=list(dict.fromkeys([spec.name, model.ref])),
+        engine=_gpu_arguments(spec.engine, gpus) if gpus else _cpu_arguments(spec.engine),
+        env_vars=_env_vars(spec, on_cpu=not gpus),
+        ray_actor_options=options,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+    )
+
+
+def _resolved(spec: ServeSpec, model: ModelVersion, store: Store, gpus: float) -> ServeSpec:
+    return spec.model_copy(
+        update={
+            "model": model.ref,
+            "store": store.uri,
+            "route_prefix": spec.route_prefix or f"/{spec.name}",
+            "resources": spec.resources.model_copy(update={"gpus": gpus}),
+        }
+    )
+
+
+def _default_gpus(cluster_resources: Mapping[str, float]) -> float:
+    """GPUs per worker when the spec does not say: on a single GPU half is left for a training worker."""
+    total = cluster_resources.get("GPU", 0)
+    return 0.0 if total < 1 else 0.5 if total == 1 else 1.0
+
+
+def _workers(engine: Mapping[str, Any]) -> int:
+    """vLLM workers that hold one copy of the model."""
+    return int(engine.get("tensor_parallel_size", 1)) * int(engine.get("pipeline_parallel_size", 1))
+
+
+def _check_parallel(engine: Mapping[str, Any], model: ModelVersion, gpus: float) -> None:
+    tensor_parallel_size = engine.get("tensor_parallel_size", 1)
+    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        if engine.get(name, 1) < 1:
+            raise ConfigError(f"engine.{name} is {engine[name]}. Set it to 1 or more.")
+    if engine.get("distributed_executor_backend") == "ray":
+        raise ConfigError(
+            "engine.distributed_executor_backend is 'ray', but a replica lives on one node and starts its own "
+            "workers. Leave it out."
+        )
+    heads = _attention_heads(model)
+    if heads and heads % tensor_parallel_size:
+        fitting = [str(n) for n in range(1, heads + 1) if heads % n == 0]
+        raise ConfigError(
+            f"engine.tensor_parallel_size is {tensor_parallel_size}, which does not divide the {heads} "
+            f"attention heads of {model.ref}. Set it to one of {', '.join(fitting)}."
+        )
+    if 0 < gpus < 1 and _workers(engine) > 1:
+        raise ConfigError(
+            f"resources.gpus is {gpus} but the replica has {_workers(engine)} workers "
+            "(engine.tensor_parallel_size x engine.pipeline_parallel_size), and Ray cannot place shares of "
+            "several GPUs for one replica. Set resources.gpus: 1."
+        )
+
+
+def _attention_heads(model: ModelVersion) -> int | None:
+    """From config.json; a model with images keeps its text part below ``text_config``."""
+    config = model.config()
+    heads = config.get("num_attention_heads", config.get("text_config", {}).get("num_attention_heads"))
+    return int(heads) if heads else None
+
+
+def _check_fits(
+    spec: ServeSpec, options: Mapping[str, float], cluster_resources: Mapping[str, float]
+) -> None:
+    replicas = max(1, spec.autoscaling.min_replicas)
+    fields = {
+        "CPU": ("num_cpus", "resources.cpus"),
+        "GPU": ("num_gpus", "resources.gpus x engine.tensor_parallel_size x engine.pipeline_parallel_size"),
+    }
+    for resource, (option, field) in fields.items():
+        wanted, total = options[option] * replicas, cluster_resources.get(resource, 0)
+        if wanted > total:
+            times = f" times autoscaling.min_replicas ({replicas})" if replicas > 1 else ""
+            raise ConfigError(
+                f"{field} is {options[option]:g}{times}: {wanted:g} {resource}s, but the whole cluster has "
+                f"{total:g}. Ask for less, or add nodes."
+            )
+
+
+def _gpu_arguments(engine: Mapping[str, Any], gpus: float) -> dict[str, Any]:
+    # vLLM prefers Ray's own executor when it finds itself inside a Ray actor; "mp" keeps the workers
+    # children of the replica, on the GPUs that the replica reserved.
+    defaults: dict[str, Any] = {"distributed_executor_backend": "mp"} if _workers(engine) > 1 else {}
+    if gpus < 1:
+        defaults["gpu_memory_utilization"] = round(0.9 * gpus, 4)
+    arguments = {**defaults, **engine}
+    # Ray's fraction is a count for its scheduler, not a memory limit: nothing would stop vLLM from taking
+    # the neighbour's memory, so it is checked here.
+    if arguments.get("gpu_memory_utilization", 0) > gpus:
+        raise ConfigError(
+            f"engine.gpu_memory_utilization is {arguments['gpu_memory_utilization']} but resources.gpus is "
+            f"{gpus}: the replica reserves only that share of the GPU. "
+            f"Lower gpu_memory_utilization to {gpus} or less, or set resources.gpus: 1."
+        )
+    return arguments
+
+
+def _cpu_arguments(engine: Mapping[str, Any]) -> dict[str, Any]:
+    # Eager only so that a replica answers in seconds: compiling takes over a minute on 2 cores. For
+    # throughput on CPU set engine.enforce_eager: false.
+    defaults: dict[str, Any] = {"enforce_eager": True}
+    # vLLM would take 90% of the machine's memory. Its variable VLLM_CPU_KVCACHE_SPACE (GiB), where set on
+    # the cluster, wins over this.
+    defaults["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
+    defaults["distributed_executor_backend"] = _CPU_ONE_PROCESS if _workers(engine) == 1 else "mp"
+    return {**defaults, **engine}
+
+
+def _env_vars(spec: ServeSpec, *, on_cpu: bool) -> dict[str, str]:
+    # The model is in the store already: no request to a hub, and no statistics sent.
+    env_vars = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
+    if on_cpu:
+        # vLLM would bind a thread to every core and refuses to share them with a neighbour ("auto" wants a
+        # NUMA node per worker). Unbound and few, a training worker fits beside it.
+        env_vars["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        env_vars["OMP_NUM_THREADS"] = str(max(1, int(spec.resources.cpus / _workers(spec.engine))))
+    return env_vars

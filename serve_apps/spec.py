@@ -1,0 +1,112 @@
+"""The serve spec: what a person writes to serve one model, and what travels as JSON to the cluster."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from runtime.core.config import ConfigModel
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_ROUTE_PREFIX = re.compile(r"/|(/[A-Za-z0-9._~-]+)+")
+
+
+class Autoscaling(ConfigModel):
+    """How many replicas run, in Ray Serve's own words."""
+
+    min_replicas: int = Field(1, ge=0)
+    """Replicas that always run. 0 lets an idle app give everything back; its first request then waits
+    for an engine to start."""
+
+    max_replicas: int = Field(1, ge=1)
+    """Replicas at most."""
+
+    target_ongoing_requests: float = Field(32, gt=0)
+    """Requests in flight per replica that Serve aims at. Ray's default of 2 would start a second engine
+    long before continuous batching fills the first: one engine's throughput still doubles between 8 and
+    32 requests in flight."""
+
+    upscale_delay_s: float = Field(30, ge=0)
+    """Seconds the load must stay high before a replica is added."""
+
+    downscale_delay_s: float = Field(600, ge=0)
+    """Seconds the load must stay low before a replica is removed."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Autoscaling:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas is {self.min_replicas} but max_replicas is {self.max_replicas}. "
+                f"Raise max_replicas to {self.min_replicas} or more."
+            )
+        return self
+
+
+class Resources(ConfigModel):
+    """What one replica reserves."""
+
+    cpus: float = Field(0.5, gt=0)
+    """CPUs one replica reserves. A number for Ray's scheduler; on a machine without GPUs it also sets the
+    engine's threads (rounded down, at least 1)."""
+
+    gpus: float | None = Field(None, ge=0)
+    """GPUs per tensor-parallel worker. Unset: 0 on a cluster without GPUs, 0.5 when it has one GPU (a
+    training worker takes the other half), 1 otherwise. Below 1 it is a share of one GPU's memory that
+    vLLM keeps to by co-operation; nothing isolates it."""
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_above_one(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1:
+            raise ValueError(
+                f"is {gpus}, but one tensor-parallel worker uses one GPU at most. "
+                "For more GPUs per replica set engine.tensor_parallel_size."
+            )
+        return gpus
+
+
+class ServeSpec(ConfigModel):
+    """One served model: a name, a model, vLLM's own arguments, and how many replicas of it run."""
+
+    name: str
+    """Name of the app and the model name that clients send. Lower-case letters, digits and hyphens."""
+
+    model: str = Field(min_length=1)
+    """Model in the store, ``name`` (the latest version) or ``name/version``, or the path of a folder."""
+
+    engine: dict[str, Any] = {}
+    """vLLM's arguments under vLLM's names, such as ``max_model_len`` or ``tensor_parallel_size``."""
+
+    autoscaling: Autoscaling = Autoscaling()
+    """How many replicas run."""
+
+    resources: Resources = Resources()
+    """What one replica reserves."""
+
+    route_prefix: str | None = None
+    """Path below which the app answers; unset: ``/<name>``. ``/`` serves at the root."""
+
+    store: str | None = None
+    """URI of the store that holds the model. Unset: the store of whoever deploys."""
+
+    @field_validator("name")
+    @classmethod
+    def _dns_like(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"is {name!r}, which cannot be part of an address. Use 1 to 63 lower-case letters, digits "
+                "and hyphens, beginning and ending with a letter or digit."
+            )
+        return name
+
+    @field_validator("route_prefix")
+    @classmethod
+    def _a_path(cls, route_prefix: str | None) -> str | None:
+        if route_prefix is not None and not _ROUTE_PREFIX.fullmatch(route_prefix):
+            raise ValueError(
+                f"is {route_prefix!r}. Write a path that begins with / and does not end with one, "
+                "such as /assistant, or / alone."
+            )
+        return route_prefix

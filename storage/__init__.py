@@ -1,0 +1,1 @@
+"""Bytes at an address: the store, its model versions, datasets and runs."""

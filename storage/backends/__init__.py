@@ -1,0 +1,1 @@
+"""One file a URI scheme. The file name is the scheme."""

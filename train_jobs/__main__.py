@@ -1,0 +1,124 @@
+"""``python -m train_jobs run SPEC``: check, plan, and hand over to the train environment.
+
+Meant as the entrypoint of ``ray job submit``, under any interpreter of the cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import NoReturn
+
+from cluster import environments
+from runtime.core.config import load_spec
+from runtime.core.errors import TandemError
+from storage.commit import write_json
+from storage.runs import RunFolder
+from storage.store import open_store
+from train_jobs.plan import TrainPlan, plan_train, resolve
+from train_jobs.spec import TrainSpec
+
+_DESCRIPTION = """\
+Fine-tune a model with LLaMA-Factory and DeepSpeed under Ray Train.
+
+  ray job submit --address http://127.0.0.1:8265 -- python -m train_jobs run /path/to/spec.yaml
+"""
+
+_EPILOG = """\
+The spec is checked before anything starts. Exit code 2: the spec cannot work, and one message says which
+field, why, and what to write instead. Exit code 1: the run failed; the last line says why. The run's folder
+in the store holds spec.json, plan.json, metrics.jsonl, checkpoints/ and, at the end, result.json.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and run. Returns only if there is nothing to hand over to."""
+    options = _parser().parse_args(argv)
+    try:
+        return _run(options)
+    except TandemError as error:
+        _tell(error, options)
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train_jobs",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="check a spec, then train on this cluster", epilog=_EPILOG)
+    run.add_argument("spec", metavar="SPEC", help="a train spec: YAML or JSON")
+    run.add_argument("--dry-run", action="store_true", help="print the resolved plan as JSON; start nothing")
+    run.add_argument(
+        "--store", metavar="URI", help="the store (default: $TANDEM_STORE, else ~/.tandem/store)"
+    )
+    run.add_argument("--run", metavar="RUN_ID", help="a run folder that exists already (default: a new one)")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    store = open_store(options.store)
+    spec = resolve(load_spec(TrainSpec, options.spec))
+    plan = plan_train(spec, store=store, cluster_resources=cluster_resources(), origin=options.spec)
+    if options.dry_run:
+        print(plan.to_json())
+        return 0
+    # Only a spec that can run gets a folder.
+    run = store.run(options.run) if options.run else store.new_run(spec.name, spec.to_json())
+    hand_over(plan.model_copy(update={"run_id": run.run_id, "run_uri": run.uri}), run)
+
+
+def _tell(error: TandemError, options: argparse.Namespace) -> None:
+    """The message alone, without a traceback; a run that exists already learns it as its result."""
+    print(error, file=sys.stderr, flush=True)
+    if options.run and not options.dry_run:
+        run = open_store(options.store).run(options.run)
+        run.write_result({"status": "failed", "error": str(error)})
+
+
+def cluster_resources() -> dict[str, float] | None:
+    """All CPUs and GPUs of the cluster that this process runs on, or None where there is no cluster.
+
+    Asks the dashboard: a driver of its own (``ray.init``) would take 2 s longer.
+    """
+    from ray.util.state import list_nodes
+    from ray.util.state.exception import RayStateApiException
+
+    try:
+        nodes = list_nodes(
+            address=os.environ.get("RAY_ADDRESS"), filters=[("state", "=", "ALIVE")], detail=True
+        )
+    except (ConnectionError, RayStateApiException):
+        return None
+    totals = [node.resources_total or {} for node in nodes]
+    return {name: sum(total.get(name, 0.0) for total in totals) for name in ("CPU", "GPU")}
+
+
+def hand_over(plan: TrainPlan, run: RunFolder) -> NoReturn:
+    """Write ``plan.json`` and become the driver: same process, train environment's interpreter.
+
+    Raises:
+        EnvironmentFault: the train environment is not built.
+    """
+    python = str(environments.interpreter("train"))
+    write_json(run.path / "plan.json", json.loads(plan.to_json()))
+    run.update_record(submission_id=submission_id(), address=os.environ.get("RAY_ADDRESS"))
+    print(f"run {run.run_id}: {run.uri}", flush=True)
+    command = [python, "-m", "train_jobs.engine.driver", str(run.path)]
+    os.execve(python, command, os.environ | environments.process_env("train"))
+
+
+def submission_id() -> str | None:
+    """The id under which Ray's job API knows this process, or None outside of it."""
+    # Ray gives the entrypoint its own record this way; the runtime context would need ray.init first.
+    config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return config.get("metadata", {}).get("job_submission_id")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

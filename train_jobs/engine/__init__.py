@@ -1,0 +1,1 @@
+"""Runs in the train environment: the only place that imports LLaMA-Factory, DeepSpeed and torch."""

@@ -1,0 +1,136 @@
+"""The driver of one run: starts Ray Train, waits, publishes, and says how it ended.
+
+python -m train_jobs.engine.driver RUN_FOLDER      # in the train environment; `train_jobs run` does it
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from cluster import environments
+from runtime.core.config import load_spec
+from runtime.core.errors import RunFailed
+from storage.runs import RunFolder
+from storage.store import open_store
+from train_jobs.engine.failure import last_error_line
+from train_jobs.plan import TrainPlan
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """Runs in every worker. LLaMA-Factory is imported there only: the driver would take 5 s for nothing."""
+    from train_jobs.engine import worker
+
+    worker.train_loop(config)
+
+
+def trainer(plan: TrainPlan) -> TorchTrainer:
+    """Ray Train's trainer for a plan. Checkpoints go to the run's ``checkpoints`` folder."""
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={"plan": plan.to_json()},
+        torch_config=TorchConfig(backend="nccl" if plan.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=plan.num_workers,
+            use_gpu=plan.use_gpu,
+            resources_per_worker=plan.resources_per_worker,
+        ),
+        run_config=RunConfig(
+            name="checkpoints",
+            storage_path=plan.run_uri,
+            checkpoint_config=CheckpointConfig(num_to_keep=plan.llamafactory.get("save_total_limit")),
+        ),
+    )
+
+
+def publish(plan: TrainPlan, output: Path) -> str | None:
+    """Publish what the run left in ``output``, if the spec says so.
+
+    Returns:
+        The model version as ``name/version``, or None where nothing is published.
+    """
+    if plan.publish is None:
+        return None
+    version = open_store(plan.store_uri).publish_model(
+        output,
+        plan.publish.name,
+        kind=plan.kind,
+        base=plan.base,
+        template=plan.template,
+        run=plan.run_id,
+        version=plan.publish.version,
+    )
+    # The store has a copy of its own now.
+    shutil.rmtree(output)
+    return version.ref
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """Train, publish, and write ``result.json``.
+
+    Returns:
+        The result: ``{"status": "succeeded", "model": ...}`` or ``{"status": "failed", "error": ...}``.
+    """
+    plan = load_spec(TrainPlan, folder / "plan.json")
+    run_folder = RunFolder(run_id=folder.name, path=folder)
+    try:
+        _connect(plan)
+        trainer(plan).fit()
+        result = {"status": "succeeded", "model": publish(plan, folder / "output")}
+    except Exception as error:  # whatever it is, the run must say that it failed, and why
+        result = {"status": "failed", "error": reason(error)}
+    run_folder.write_result(result)
+    return result
+
+
+def reason(error: Exception) -> str:
+    """Why the run failed, in one line."""
+    if isinstance(error, WorkerGroupError):
+        return last_error_line(error.worker_failures)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, TrainingFailedError) and lines:
+        return lines[-1]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+
+
+def _connect(plan: TrainPlan) -> None:
+    # The cluster was started from the core environment: workers start from this one's interpreter instead.
+    # Ours wins over what `ray job submit --runtime-env` says about the same keys.
+    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
+    env_vars = environments.process_env("train") | plan.env_vars
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        # Ray Train's own actors look for the cluster again, and fail where a machine runs two of them.
+        env_vars["RAY_ADDRESS"] = address
+    ray.init(address=address or "auto", runtime_env={"py_executable": sys.executable, "env_vars": env_vars})
+
+
+def main() -> int:
+    """Exit code 0 when the run succeeded, 1 when it failed."""
+    folder = Path(sys.argv[1])
+    result = run(folder)
+    # Ray prints the rest of the workers' lines now, so that ours is the last one.
+    ray.shutdown()
+    if result["status"] == "succeeded":
+        print(f"run {folder.name} succeeded: {result['model'] or folder / 'output'}", flush=True)
+        return 0
+    failed = RunFailed(folder.name, result["error"], _log(folder))
+    print(failed, file=sys.stderr, flush=True)
+    return failed.exit_code
+
+
+def _log(folder: Path) -> str:
+    submission_id = RunFolder(run_id=folder.name, path=folder).record().get("submission_id")
+    return f"ray job logs {submission_id}" if submission_id else "the lines above"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
