@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from cluster.environments import PYTHON_VERSION, cache_root, interpreter
@@ -48,7 +49,7 @@ def ensure() -> None:
     with locked(cache_root() / "environments" / f"clone-{place}.lock", waiting_for=str(VIEW)):
         if _content() != wanted:
             _make(wanted)
-            print(f"{VIEW} is ready. Use it with: . .venv/bin/activate", flush=True)
+            print(f"{VIEW} is ready. Use it with: . .venv/bin/activate", file=sys.stderr)
 
 
 def _make(wanted: dict[str, str]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
 def locked(file: Path, *, waiting_for: str) -> Iterator[int]:
-    """Hold the lock ``file`` (made when missing); says so on standard output when it must wait.
+    """Hold the lock ``file`` (made when missing); says so on standard error when it must wait.
 
     Yields:
         The lock's descriptor. A child process that inherits it (``pass_fds``) holds the lock too, so after
@@ -23,7 +24,7 @@ def locked(file: Path, *, waiting_for: str) -> Iterator[int]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"Waiting: another process is building {waiting_for}", flush=True)
+            print(f"Waiting: another process is building {waiting_for}", file=sys.stderr)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:

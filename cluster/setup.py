@@ -138,11 +138,11 @@ def _build(name: str, uv: Path, variables: dict[str, str], base: Path) -> None:
         if _is_current(name, version_of(base)):
             return
         started = time.monotonic()
-        print(f"Building the {name} environment ({flavour()}) in {folder}", flush=True)
+        print(f"Building the {name} environment ({flavour()}) in {folder}", file=sys.stderr)
         shutil.rmtree(folder, ignore_errors=True)
         _install(name, folder, uv, variables, base, lock)
         _write_stamp(folder, base)
-        print(f"Built the {name} environment in {time.monotonic() - started:.0f} s", flush=True)
+        print(f"Built the {name} environment in {time.monotonic() - started:.0f} s", file=sys.stderr)
 
 
 def _install(name: str, folder: Path, uv: Path, variables: dict[str, str], base: Path, lock: int) -> None:
@@ -221,8 +221,10 @@ def _act(options: argparse.Namespace) -> int:
     elif options.check:
         compile_pins.check_all()
     else:
-        ensure(options.names or SHIPPED)
-        clone_venv.ensure()
+        names = options.names or SHIPPED
+        ensure(names)
+        if "core" in names:
+            clone_venv.ensure()
     return 0
 
 

@@ -53,7 +53,7 @@ def _version(uv: Path) -> tuple[int, ...]:
 
 def _install_uv(private: Path) -> Path:
     """A virtual environment of uv alone, made with pip (which knows its own indexes)."""
-    print(f"uv is not installed; putting {private.name} into {private}", flush=True)
+    print(f"uv is not installed; putting {private.name} into {private}", file=sys.stderr)
     private.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(private, ignore_errors=True)
     requirement = private.name.replace("-", "==")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from cluster import environments, local, rest
 from runtime.core.errors import TandemError
@@ -170,7 +169,9 @@ def _gpus() -> tuple[list[Gpu], list[str]]:
             ["nvidia-smi", query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=30
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return [], [f"nvidia-smi does not run ({error}). Install the NVIDIA driver or set TANDEM_FLAVOUR=cpu."]
+        return [], [
+            f"nvidia-smi does not run ({error}). Install the NVIDIA driver or set TANDEM_FLAVOUR=cpu."
+        ]
     if done.returncode:
         said = (done.stdout + done.stderr).strip()
         return [], [f"nvidia-smi: {said}. Repair the NVIDIA driver or set TANDEM_FLAVOUR=cpu."]
@@ -206,7 +207,7 @@ def _disk(place: Path | str) -> dict[str, Any]:
 def _disk_warnings(disks: dict[str, dict[str, Any]]) -> list[str]:
     variables = {"cache": "TANDEM_CACHE", "store": "TANDEM_STORE"}
     return [
-        f"The {name} ({disk['path']}) has only {_size(disk['free_bytes'])} free. Free some room, or set "
+        f"The {name} ({disk['path']}) has only {size(disk['free_bytes'])} free. Free some room, or set "
         f"{variables[name]} to a folder on another disk."
         for name, disk in disks.items()
         if disk["free_bytes"] is not None and disk["free_bytes"] < FREE_BYTES_WANTED
@@ -218,11 +219,16 @@ def _shm_bytes() -> int | None:
     return shutil.disk_usage(shm).total if shm.exists() else None
 
 
+def size(bytes_: int | None) -> str:
+    """Bytes for people, in GB."""
+    return "unknown" if bytes_ is None else f"{bytes_ / 1e9:.1f} GB"
+
+
 def _limit_warnings(shm_bytes: int | None, open_files: int) -> list[str]:
     warnings = []
     if shm_bytes is not None and shm_bytes < SHM_BYTES_WANTED:
         warnings.append(
-            f"/dev/shm is {_size(shm_bytes)}; Ray's object store wants {_size(SHM_BYTES_WANTED)} or more and "
+            f"/dev/shm is {size(shm_bytes)}; Ray's object store wants {size(SHM_BYTES_WANTED)} or more and "
             "falls back to the disk. In a container: docker run --shm-size=2g, or a memory emptyDir."
         )
     if open_files < OPEN_FILES_WANTED:
@@ -231,49 +237,6 @@ def _limit_warnings(shm_bytes: int | None, open_files: int) -> list[str]:
             f"Run: ulimit -n {OPEN_FILES_WANTED}."
         )
     return warnings
-
-
-def render(report: Report, console: Console) -> None:
-    """Print the report as tables, problems last."""
-    console.print(_environment_table(report))
-    console.print(_machine_table(report))
-    for kind, colour, lines in (("Warning", "yellow", report.warnings), ("Problem", "red", report.problems)):
-        for line in lines:
-            console.print(f"[{colour}]{kind}:[/]", line, markup=True, soft_wrap=True, highlight=False)
-    if not report.problems:
-        console.print("[green]Everything needed works.[/]")
-
-
-def _environment_table(report: Report) -> Table:
-    table = Table(title="Environments", title_justify="left")
-    for heading in ("name", "flavour", "Python", "Ray", "engines", "imports", "interpreter"):
-        table.add_column(heading, overflow="fold")
-    for item in report.environments:
-        engines = "\n".join(f"{name} {version}" for name, version in item.engines.items())
-        imports = "[red]no[/]" if item.problem else f"[green]yes[/] ({item.import_s} s)"
-        cells = (item.name, item.flavour, item.python, item.ray, engines, imports, item.interpreter)
-        table.add_row(*(cell or "-" for cell in cells))
-    return table
-
-
-def _machine_table(report: Report) -> Table:
-    table = Table(title="Machine and cluster", title_justify="left", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("Ray address", report.ray_address or "no local cluster runs (start one with: tandem up)")
-    if report.dashboard_url:
-        table.add_row("Ray dashboard", report.dashboard_url)
-    shown = [f"{gpu.name}: {_size(gpu.free_bytes)} of {_size(gpu.memory_bytes)} free" for gpu in report.gpus]
-    table.add_row("GPUs", "\n".join(shown) or "none")
-    for name, disk in report.disks.items():
-        table.add_row(f"Free in the {name}", f"{_size(disk['free_bytes'])} ({disk['path']})")
-    table.add_row("/dev/shm", _size(report.shm_bytes))
-    table.add_row("Open-file limit", str(report.open_files))
-    return table
-
-
-def _size(bytes_: int | None) -> str:
-    return "unknown" if bytes_ is None else f"{bytes_ / 1e9:.1f} GB"
 
 
 def main(as_json: bool) -> int:
@@ -286,5 +249,7 @@ def main(as_json: bool) -> int:
     if as_json:
         print(json.dumps(asdict(report), indent=2))
     else:
+        from runtime.doctor_table import render
+
         render(report, Console())
     return 1 if report.problems else 0

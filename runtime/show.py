@@ -9,12 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, title: str = "") -> None:
     """Print ``rows`` as a table of ``columns``; a missing value is an empty cell."""
-    table = Table(*columns, title=title or None, title_justify="left")
+    first, *others = columns
+    # People copy the first cell into the next command: it is never cut or folded.
+    longest = max((len(_cell(row.get(first))) for row in rows), default=0)
+    table = Table(Column(first, min_width=longest), *others, title=title or None, title_justify="left")
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
     Console().print(table)
@@ -33,7 +36,7 @@ def loss_curve(metrics: Iterable[Mapping[str, Any]], *, width: int = 78, height:
     plotext.plot([step for step, _ in points], [loss for _, loss in points], marker="braille")
     plotext.title("loss")
     plotext.xlabel("step")
-    return str(plotext.build())
+    return str(plotext.uncolorize(plotext.build()))
 
 
 def loss_figure_html(metrics: Iterable[Mapping[str, Any]], title: str) -> str:

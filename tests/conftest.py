@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import pytest
 
 from cluster import local
+from cluster.processes import descendants
 from runtime.demo import add_demo_inputs
 from runtime.sdk import Tandem
 from storage.store import Store, open_store
@@ -68,7 +70,11 @@ def cluster(home: Path) -> Iterator[TestCluster]:
     yield TestCluster(
         running.dashboard_url, running.address, running.http_url, open_store(str(home / "store")), home
     )
+    # Whatever the tests left running, engines included, `down` ends; by process id, not by name.
+    processes = [psutil.Process(running.pid), *descendants(running.pid)]
     local.down()
+    left = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not left, f"still alive after down: {left}"
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +90,7 @@ def store(tmp_path: Path) -> Store:
     return open_store(str(tmp_path / "store"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tandem_command() -> list[str]:
     """The command line, run by the interpreter of the tests."""
     return [sys.executable, "-m", "runtime"]

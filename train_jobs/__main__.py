@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--store", metavar="URI", help="the store (default: $TANDEM_STORE, else ~/.tandem/store)"
     )
-    run.add_argument("--run", metavar="RUN_ID", help="a run folder that exists already (default: a new one)")
+    run.add_argument("--run", metavar="RUN_ID", help="go on with this run, from its last checkpoint if it has one (default: a new run)")
     return parser
 
 
@@ -107,6 +107,8 @@ def hand_over(plan: TrainPlan, run: RunFolder) -> NoReturn:
     """
     python = str(environments.interpreter("train"))
     write_json(run.path / "plan.json", json.loads(plan.to_json()))
+    # A run that goes on has no result again, until it has a new one.
+    (run.path / "result.json").unlink(missing_ok=True)
     run.update_record(submission_id=submission_id(), address=os.environ.get("RAY_ADDRESS"))
     print(f"run {run.run_id}: {run.uri}", flush=True)
     command = [python, "-m", "train_jobs.engine.driver", str(run.path)]

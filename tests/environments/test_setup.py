@@ -79,11 +79,11 @@ def test_setup_goes_on_after_being_killed_in_the_middle(clone: Clone):
 def test_two_setups_at_once_build_each_environment_once(clone: Clone):
     builders = [
         subprocess.Popen(
-            clone.command("core"), cwd=clone.root, env=clone.env(), stdout=subprocess.PIPE, text=True
+            clone.command("core"), cwd=clone.root, env=clone.env(), stderr=subprocess.PIPE, text=True
         )
         for _ in range(2)
     ]
-    output = "".join(builder.communicate(timeout=120)[0] for builder in builders)
+    output = "".join(builder.communicate(timeout=120)[1] for builder in builders)
     assert [builder.returncode for builder in builders] == [0, 0]
     assert output.count("Building the core environment") == 1
 
@@ -106,7 +106,7 @@ def test_uv_is_installed_into_the_cache_when_it_is_missing(clone: Clone):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "uv is not installed" in done.stdout
+    assert "uv is not installed" in done.stderr
     assert list(clone.cache.glob("tools/uv-*/bin/uv"))
 
 

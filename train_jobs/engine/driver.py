@@ -14,14 +14,13 @@ from typing import Any
 import ray
 from ray.train import CheckpointConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from cluster import environments
 from runtime.core.config import load_spec
 from runtime.core.errors import RunFailed
 from storage.runs import RunFolder
 from storage.store import open_store
-from train_jobs.engine.failure import last_error_line
+from train_jobs.engine.failure import reason
 from train_jobs.plan import TrainPlan
 
 
@@ -89,16 +88,6 @@ def run(folder: Path) -> dict[str, Any]:
         result = {"status": "failed", "error": reason(error)}
     run_folder.write_result(result)
     return result
-
-
-def reason(error: Exception) -> str:
-    """Why the run failed, in one line."""
-    if isinstance(error, WorkerGroupError):
-        return last_error_line(error.worker_failures)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, TrainingFailedError) and lines:
-        return lines[-1]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 def _connect(plan: TrainPlan) -> None:

@@ -1,0 +1,46 @@
+# Everything a clone is asked for. The environments live in the cache ($TANDEM_CACHE or ~/.cache/tandem).
+PYTHON ?= python3
+TANDEM := .venv/bin/tandem
+DEV = "$$($(PYTHON) -m cluster.setup --print dev)"
+
+.PHONY: help setup setup-dev demo test test-fast test-all lint pre-commit pins check-pins clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+setup: ## Build the environments core, train and serve, and .venv (once; then in no time)
+	@$(PYTHON) -m cluster.setup
+
+setup-dev: ## Build those and the tools of the tests
+	@$(PYTHON) -m cluster.setup core train serve dev
+
+demo: setup ## Train, publish, serve and ask a small model
+	@$(TANDEM) demo
+
+test: setup-dev ## Set up, lint and pass every test: the fast ones first, then those with engines
+	@$(MAKE) --no-print-directory lint test-fast
+	@$(DEV) -m pytest -m engine --durations=10
+
+test-fast: setup-dev ## The tests that need no engine
+	@$(DEV) -m pytest -m "not engine" --timeout=120
+
+test-all: test check-pins ## Every test, and every pinned set resolved, the CUDA ones included
+
+lint: setup-dev ## Style, types and import directions
+	@$(DEV) -m ruff check .
+	@$(DEV) -m ruff format --check .
+	@$(DEV) -m mypy
+	@"$$(dirname $(DEV))/lint-imports"
+
+pre-commit: setup-dev ## Run the linters before every commit
+	@$(DEV) -m pre_commit install
+
+pins: ## Compile cluster/pins/*.txt anew from the *.in files
+	@$(PYTHON) -m cluster.setup --compile
+
+check-pins: ## Resolve every pinned set
+	@$(PYTHON) -m cluster.setup --check
+
+clean: ## Remove what this clone can make again (not the cache, not the store)
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist build
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
