@@ -59,7 +59,8 @@ def ensure(names: Sequence[str] = SHIPPED) -> None:
     if not missing:
         return
     _check_disk(missing)
-    uv, variables, base = find_uv(), _build_env(), base_python()
+    uv, variables = find_uv(), _build_env()
+    base = base_python(uv)
     for name in missing:
         _build(name, uv, variables, base)
 
@@ -79,8 +80,11 @@ def _is_current(name: str, python: str | None) -> bool:
     return content is not None and content["python"] == python
 
 
-def base_python() -> Path:
+def base_python(uv: Path) -> Path:
     """The Python 3.11 that all environments are made from, so that Ray finds one version everywhere.
+
+    Args:
+        uv: Asked last; it knows interpreters outside PATH, its own among them.
 
     Raises:
         EnvironmentFault: there is none on this machine.
@@ -89,13 +93,15 @@ def base_python() -> Path:
     known = [content["base"] for content in stamps if content]
     running = str(getattr(sys, "_base_executable", sys.executable))
     on_path = shutil.which(f"python{PYTHON_VERSION}")
-    for candidate in [*known, running, on_path]:
+    command = [str(uv), "python", "find", "--no-python-downloads", "--no-project", PYTHON_VERSION]
+    found = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    for candidate in [*known, running, on_path, found]:
         if candidate and _is_wanted(Path(candidate)):
             return _unwrapped(Path(candidate))
     raise EnvironmentFault(
         f"Tandem needs Python {PYTHON_VERSION} and found none (this is {sys.version.split()[0]}, PATH has no "
-        f"python{PYTHON_VERSION}). Install it, for example with: uv python install {PYTHON_VERSION}, and put "
-        "its folder on PATH."
+        f"python{PYTHON_VERSION}). Install it, for example with: uv python install {PYTHON_VERSION}, then "
+        "run make setup again."
     )
 
 

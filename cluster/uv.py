@@ -84,20 +84,28 @@ def pip_settings() -> dict[str, str]:
     Returns:
         Values by option name (``find-links``, ``index-url``); lists stay separated by white space.
     """
-    command = [sys.executable, "-m", "pip", "config", "list"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    listed = done.stdout.splitlines() if done.returncode == 0 else []
     rank = {"global": 0, "install": 1, ":env:": 2}
     found: dict[str, tuple[int, str]] = {}
-    for section, option, value in filter(None, map(_setting, listed)):
-        if section in rank and rank[section] >= found.get(option, (0, ""))[0]:
+    for section, option, value in filter(None, map(_setting, _pip_config_list())):
+        # Like pip, pass over what is set to nothing.
+        if value and section in rank and rank[section] >= found.get(option, (0, ""))[0]:
             found[option] = (rank[section], value)
     variables = {
         name[4:].lower().replace("_", "-"): value
         for name, value in os.environ.items()
-        if name.startswith("PIP_")
+        if name.startswith("PIP_") and value
     }
     return {**{option: value for option, (_, value) in found.items()}, **variables}
+
+
+def _pip_config_list() -> list[str]:
+    """The lines of ``pip config list``, from the first interpreter that has a pip: our own have none."""
+    base = getattr(sys, "_base_executable", None)
+    for python in filter(None, (sys.executable, base, shutil.which("python3"))):
+        done = subprocess.run([python, "-m", "pip", "config", "list"], capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stdout.splitlines()
+    return []
 
 
 def _setting(line: str) -> tuple[str, str, str] | None:

@@ -134,12 +134,13 @@ def train(spec: Path, address: str | None, store: str | None, dry_run: bool, no_
     """Submit the training job in SPEC and watch it."""
     from rich.console import Console
 
+    from runtime.plans import train_plan
     from runtime.progress import follow
 
+    # Before a cluster is started: a wrong spec costs no wait.
+    plan = train_plan(spec, address, store)
     if dry_run:
-        from runtime.plans import train_plan
-
-        click.echo(train_plan(spec, address, store).to_json())
+        click.echo(plan.to_json())
         return
     run = _tandem(address, store).train(spec)
     click.echo(f"Run {run.run_id}\n    {run.uri}")
@@ -156,10 +157,11 @@ def train(spec: Path, address: str | None, store: str | None, dry_run: bool, no_
 @click.option("--no-wait", is_flag=True, help="Return once the app is deployed, before it answers.")
 def serve(spec: Path, address: str | None, store: str | None, dry_run: bool, no_wait: bool) -> None:
     """Deploy the serve app in SPEC and wait until it answers."""
-    if dry_run:
-        from runtime.plans import serve_plan
+    from runtime.plans import serve_plan
 
-        click.echo(serve_plan(spec, address, store).to_json())
+    plan = serve_plan(spec, address, store)
+    if dry_run:
+        click.echo(plan.to_json())
         return
     app = _tandem(address, store).serve(spec)
     if not no_wait:

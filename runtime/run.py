@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from cluster import jobs
+from cluster import jobs, local
 from runtime.core.errors import ClusterError, RunFailed
 from runtime.show import loss_figure_html, table_html
 from storage.runs import RunFolder
@@ -132,12 +132,17 @@ class Run:
         return "FAILED", _last_line(job.get("message")) or "the job ended without a result"
 
     def _dashboard_url(self) -> str:
-        url = self.folder.record().get("dashboard_url")
-        if not url:
-            raise ClusterError(
-                f"run {self.run_id} does not say on which cluster it runs ({self.uri}/run.json)."
-            )
-        return str(url)
+        record = self.folder.record()
+        if url := record.get("dashboard_url"):
+            return str(url)
+        # Submitted with plain Ray tools: the job knew Ray's own address only.
+        cluster = local.current()
+        if cluster and record.get("address") == cluster.address:
+            return cluster.dashboard_url
+        raise ClusterError(
+            f"run {self.run_id} was submitted to {record.get('address') or 'an unknown cluster'}, which is not "
+            f"the local cluster. Ask Ray there: ray job status {self._submission_id()}."
+        )
 
     def _submission_id(self) -> str:
         return str(self.folder.record().get("submission_id") or self.run_id)

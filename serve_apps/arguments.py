@@ -38,6 +38,8 @@ OWNED: dict[str, str] = {
 }
 """Arguments that vLLM has and Tandem sets: name to what to do instead."""
 
+_SECRETS = ("api_key", "hf_token")
+
 _PYTHON = {
     "boolean": bool,
     "integer": int,
@@ -70,6 +72,8 @@ def faults(engine: Mapping[str, Any]) -> list[str]:
 
 def _fault(name: str, value: Any) -> str | None:
     field = f"engine.{name}"
+    if name in _SECRETS:
+        return f"{field}: does not belong in a spec: {OWNED[name]}."  # the value is not repeated
     if reason := owned(name):
         return f"{field}: is {value!r}, but Tandem sets it: {reason}."
     entry = arguments().get(name)
@@ -95,8 +99,8 @@ def _is(value: Any, kind: str) -> bool:
 
 
 def _words(kinds: list[str]) -> str:
-    shown = [kind for kind in kinds if kind != "null"]
-    return " or ".join(shown)
+    hidden = {"null", "integer"} if "number" in kinds else {"null"}
+    return " or ".join(kind for kind in kinds if kind not in hidden)
 
 
 def _remedy(value: Any, entry: Mapping[str, Any]) -> str:

@@ -8,7 +8,8 @@ from ray import serve
 class _Replica:
     """One vLLM engine and vLLM's own FastAPI application in front of it; every route passes through."""
 
-    async def __init__(self, plan: dict[str, Any]) -> None:
+    # Serve awaits the constructor, so the engine can be awaited here.
+    async def __init__(self, plan: dict[str, Any]) -> None:  # type: ignore[misc]
         # Here and not above: this module is also imported where no vLLM is installed, to build the app.
         from serve_apps.engine.openai import Engine
 

@@ -122,8 +122,8 @@ def _check_parallel(engine: Mapping[str, Any], model: ModelVersion, gpus: float)
             raise ConfigError(f"engine.{name} is {engine[name]}. Set it to 1 or more.")
     if engine.get("distributed_executor_backend") == "ray":
         raise ConfigError(
-            "engine.distributed_executor_backend is 'ray', but a replica lives on one node and starts its own "
-            "workers. Leave it out."
+            "engine.distributed_executor_backend is 'ray', but a replica lives on one node and starts its "
+            "own workers. Leave it out."
         )
     heads = _attention_heads(model)
     if heads and heads % tensor_parallel_size:

@@ -8,7 +8,8 @@ from typing import Any
 
 # How Python prints an exception of ours; what follows is the message, to the end or to the next traceback.
 _OURS = re.compile(
-    r"^runtime\.core\.errors\.\w+: (?P<message>.*?)(?=\n\nThe above exception|\n\nDuring handling|\nTraceback |\Z)",
+    r"^runtime\.core\.errors\.\w+: (?P<message>.*?)"
+    r"(?=\n\nThe above exception|\n\nDuring handling|\nTraceback |\Z)",
     re.MULTILINE | re.DOTALL,
 )
 _ANY_ERROR = re.compile(r"^(?P<message>[A-Za-z_][\w.]*(?:Error|Exception): .*)$", re.MULTILINE)

@@ -9,14 +9,15 @@ import argparse
 import json
 import os
 import sys
-from typing import NoReturn
+from pathlib import Path
+from typing import Literal, NoReturn
 
 from cluster import environments
 from runtime.core.config import load_spec
-from runtime.core.errors import TandemError
+from runtime.core.errors import ClusterError, TandemError
 from storage.commit import write_json
 from storage.runs import RunFolder
-from storage.store import open_store
+from storage.store import Store, open_store
 from train_jobs.plan import TrainPlan, plan_train, resolve
 from train_jobs.spec import TrainSpec
 
@@ -39,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(options)
     except TandemError as error:
-        _tell(error, options)
+        # The message alone: it says all that a traceback would hide.
+        print(error, file=sys.stderr, flush=True)
         return error.exit_code
 
 
@@ -51,41 +53,59 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="check a spec, then train on this cluster", epilog=_EPILOG)
+    run = commands.add_parser("run", help="check a spec, then train on this cluster")
     run.add_argument("spec", metavar="SPEC", help="a train spec: YAML or JSON")
     run.add_argument("--dry-run", action="store_true", help="print the resolved plan as JSON; start nothing")
     run.add_argument(
         "--store", metavar="URI", help="the store (default: $TANDEM_STORE, else ~/.tandem/store)"
     )
-    run.add_argument("--run", metavar="RUN_ID", help="go on with this run, from its last checkpoint if it has one (default: a new run)")
+    run.add_argument(
+        "--run",
+        metavar="RUN_ID",
+        help="go on with this run, from its last checkpoint if it has one (default: a new run)",
+    )
     return parser
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> Literal[0]:
     store = open_store(options.store)
+    given = store.run(options.run) if options.run and not options.dry_run else None
+    try:
+        return _plan_and_go(options, store, given)
+    except TandemError as error:
+        # Who made the run folder waits for its result.
+        if given is not None:
+            given.write_result({"status": "failed", "error": str(error)})
+        raise
+
+
+def _plan_and_go(options: argparse.Namespace, store: Store, given: RunFolder | None) -> Literal[0]:
     spec = resolve(load_spec(TrainSpec, options.spec))
-    plan = plan_train(spec, store=store, cluster_resources=cluster_resources(), origin=options.spec)
+    cluster = cluster_resources()
+    plan = plan_train(spec, store=store, cluster_resources=cluster, origin=options.spec)
     if options.dry_run:
         print(plan.to_json())
         return 0
+    if cluster is None:
+        raise ClusterError(
+            "No Ray cluster is running here. Start one with `tandem up` or `ray start --head`, or submit "
+            "this command to one with `ray job submit`."
+        )
+    python = environments.interpreter("train")
     # Only a spec that can run gets a folder.
-    run = store.run(options.run) if options.run else store.new_run(spec.name, spec.to_json())
-    hand_over(plan.model_copy(update={"run_id": run.run_id, "run_uri": run.uri}), run)
-
-
-def _tell(error: TandemError, options: argparse.Namespace) -> None:
-    """The message alone, without a traceback; a run that exists already learns it as its result."""
-    print(error, file=sys.stderr, flush=True)
-    if options.run and not options.dry_run:
-        run = open_store(options.store).run(options.run)
-        run.write_result({"status": "failed", "error": str(error)})
+    run = given or store.new_run(spec.name, spec.to_json())
+    return hand_over(plan.model_copy(update={"run_id": run.run_id, "run_uri": run.uri}), run, python)
 
 
 def cluster_resources() -> dict[str, float] | None:
     """All CPUs and GPUs of the cluster that this process runs on, or None where there is no cluster.
 
     Asks the dashboard: a driver of its own (``ray.init``) would take 2 s longer.
+
+    Raises:
+        ClusterError: ``$RAY_ADDRESS`` names a cluster that does not answer.
     """
+    from ray.exceptions import RpcError
     from ray.util.state import list_nodes
     from ray.util.state.exception import RayStateApiException
 
@@ -95,23 +115,23 @@ def cluster_resources() -> dict[str, float] | None:
         )
     except (ConnectionError, RayStateApiException):
         return None
+    except RpcError:
+        raise ClusterError(
+            f"RAY_ADDRESS is {os.environ.get('RAY_ADDRESS')}, but no cluster answers there. Unset or correct "
+            "it."
+        ) from None
     totals = [node.resources_total or {} for node in nodes]
     return {name: sum(total.get(name, 0.0) for total in totals) for name in ("CPU", "GPU")}
 
 
-def hand_over(plan: TrainPlan, run: RunFolder) -> NoReturn:
-    """Write ``plan.json`` and become the driver: same process, train environment's interpreter.
-
-    Raises:
-        EnvironmentFault: the train environment is not built.
-    """
-    python = str(environments.interpreter("train"))
+def hand_over(plan: TrainPlan, run: RunFolder, python: Path) -> NoReturn:
+    """Write ``plan.json`` and become the driver: the same process, with the train environment's Python."""
     write_json(run.path / "plan.json", json.loads(plan.to_json()))
     # A run that goes on has no result again, until it has a new one.
     (run.path / "result.json").unlink(missing_ok=True)
     run.update_record(submission_id=submission_id(), address=os.environ.get("RAY_ADDRESS"))
     print(f"run {run.run_id}: {run.uri}", flush=True)
-    command = [python, "-m", "train_jobs.engine.driver", str(run.path)]
+    command = [str(python), "-m", "train_jobs.engine.driver", str(run.path)]
     os.execve(python, command, os.environ | environments.process_env("train"))
 
 

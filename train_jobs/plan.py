@@ -191,8 +191,9 @@ def _size_faults(spec: TrainSpec, gpus_per_worker: float, cluster: Mapping[str, 
         )
     elif 0 < gpus_per_worker < 1 and workers > has_gpus:
         faults.append(
-            f"scaling: num_workers is {workers}, but the cluster has {has_gpus:g} GPUs: NCCL does not let two "
-            f"workers share one GPU. Set num_workers: {has_gpus:g}, with a larger per_device_train_batch_size."
+            f"scaling: num_workers is {workers}, but the cluster has {has_gpus:g} GPUs: NCCL does not let "
+            f"two workers share one GPU. Set num_workers: {has_gpus:g} and a larger "
+            "llamafactory.per_device_train_batch_size."
         )
     return faults
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import builtins
 import dataclasses
+import inspect
 import json
 import sys
 import types
@@ -64,7 +65,7 @@ def _hints(cls: type) -> dict[str, Any]:
     hints: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         names = _Names(vars(sys.modules[base.__module__]))
-        for name, hint in base.__dict__.get("__annotations__", {}).items():
+        for name, hint in inspect.get_annotations(base).items():
             hints[name] = eval(hint, {}, names) if isinstance(hint, str) else hint
     return hints
 

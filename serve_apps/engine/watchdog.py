@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import uuid
+from pathlib import Path
 
 MARK = "TANDEM_REPLICA_MARK"
 _LOOK_EVERY_S = 1.0
@@ -48,19 +49,31 @@ def main(replica: int, mark: str) -> None:
         signal.signal(number, signal.SIG_IGN)  # only the replica's end ends this process
     noted: set[Process] = set()
     while not select.select([sys.stdin], [], [], _LOOK_EVERY_S)[0]:
-        noted = _descendants({replica})
+        noted = family(noted, replica)
     _kill(noted, mark)
+
+
+def family(noted: set[Process], replica: int | None = None) -> set[Process]:
+    """Those of ``noted`` that still live, and all descendants of theirs and of the replica.
+
+    A process stays in the family when its parent dies before it: nobody else would end it.
+    """
+    processes = _all()
+    found = noted & set(processes)
+    parents = {pid for pid, _ in found} | ({replica} if replica else set())
+    while more := {p for p, parent in processes.items() if parent in parents} - found:
+        found |= more
+        parents |= {pid for pid, _ in more}
+    return {process for process in found if process[0] != os.getpid()}
 
 
 def _kill(noted: set[Process], mark: str) -> None:
     deadline = time.monotonic() + _GIVE_UP_AFTER_S
     while time.monotonic() < deadline:
-        alive = noted & set(_all())
-        noted |= _descendants({pid for pid, _ in alive}) | _marked(mark)
-        alive = (noted & set(_all())) - {(os.getpid(), _start_and_parent(os.getpid())[0])}
-        if not alive:
+        noted = family(noted | _marked(mark))
+        if not noted:
             return
-        for pid, _ in alive:
+        for pid, _ in noted:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
@@ -82,23 +95,11 @@ class _Gone(Exception):
 
 
 def _start_and_parent(pid: int) -> tuple[int, int]:
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        # The name in parentheses may hold anything, spaces and parentheses too.
-        fields = file.read().rpartition(b")")[2].split()
+    # The name in parentheses may hold anything, spaces and parentheses too.
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     if fields[0] == b"Z":
         raise _Gone
     return int(fields[19]), int(fields[1])
-
-
-def _descendants(roots: set[int]) -> set[Process]:
-    processes, family, found = _all(), set(roots), set[Process]()
-    while True:
-        more = {process for process, parent in processes.items() if parent in family} - found
-        more = {process for process in more if process[0] != os.getpid()}
-        if not more:
-            return found
-        found |= more
-        family |= {pid for pid, _ in more}
 
 
 def _marked(mark: str) -> set[Process]:
@@ -106,8 +107,8 @@ def _marked(mark: str) -> set[Process]:
     wanted = f"{MARK}={mark}".encode()
     found = set()
     for process in _all():
-        with contextlib.suppress(OSError), open(f"/proc/{process[0]}/environ", "rb") as file:
-            if wanted in file.read().split(b"\0"):
+        with contextlib.suppress(OSError):
+            if wanted in Path(f"/proc/{process[0]}/environ").read_bytes().split(b"\0"):
                 found.add(process)
     return found
 

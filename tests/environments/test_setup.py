@@ -114,8 +114,8 @@ def test_a_folder_of_wheels_configured_for_pip_is_used(clone: Clone, tmp_path: P
     wheels = tmp_path / "wheels"
     write_wheel(wheels, "tandem_wheelhouse_only", "1.5")
     (clone.root / "cluster/pins/train-cpu.txt").write_text("tandem-wheelhouse-only==1.5\n")
-    links = os.environ.get("PIP_FIND_LINKS", "")
-    clone.variables = {"PIP_FIND_LINKS": f"{links} {wheels}".strip()}
+    (tmp_path / "pip.conf").write_text(f"[global]\nfind-links = {wheels}\n")
+    clone.variables = {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf"), "PIP_FIND_LINKS": ""}
     done = clone.setup("core", "train")
     assert done.returncode == 0, done.stderr
     assert version_in(clone.interpreter("train"), "tandem-wheelhouse-only") == "1.5"

@@ -9,6 +9,7 @@ import threading
 import httpx
 import pytest
 
+from runtime.core.errors import RunFailed
 from runtime.demo import TRAIN_SPEC
 from runtime.run import Run
 from tests.conftest import ROOT, wait_for
@@ -120,6 +121,16 @@ def test_a_run_is_stopped_on_request(demo: Demo, tandem_command: list[str]):
     subprocess.run([*tandem_command, "stop", "stopped"], cwd=ROOT, check=True)
     wait_for(lambda: run.status == "STOPPED", "the run has ended")
     assert run.error == "stopped on request"
+
+
+def test_a_run_that_fails_says_so_with_the_workers_last_error_line(demo: Demo):
+    recipe = {**TRAIN_SPEC["llamafactory"], "learning_rate": -1.0}
+    run = demo.cluster.tandem().train({**TRAIN_SPEC, "name": "failing", "llamafactory": recipe, "publish": None})
+    with pytest.raises(RunFailed, match="Invalid learning rate: -1.0") as failure:
+        run.wait(timeout_s=300)
+    assert f"tandem logs {run.run_id}" in str(failure.value)
+    assert "Invalid learning rate" in run.logs()
+    assert (run.status, run.model) == ("FAILED", None)
 
 
 def test_ray_job_submit_trains_with_plain_ray_tools(demo: Demo):

@@ -29,6 +29,11 @@ def spec() -> dict[str, Any]:
         "name": "lesson",
         "model": "tiny-base",
         "dataset": "docstrings",
-        "llamafactory": {"stage": "sft", "finetuning_type": "full", "template": "qwen3_nothink", "max_steps": 3},
+        "llamafactory": {
+            "stage": "sft",
+            "finetuning_type": "full",
+            "template": "qwen3_nothink",
+            "max_steps": 3,
+        },
         "scaling": {"num_workers": 2},
     }

@@ -27,12 +27,16 @@ def test_there_is_nothing_but_the_four_presets():
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest():
-    with pytest.raises(ConfigError, match=r"deepspeed: is 'zero-2', which is no preset\. Did you mean 'zero2'\?"):
+    with pytest.raises(
+        ConfigError, match=r"deepspeed: is 'zero-2', which is no preset\. Did you mean 'zero2'\?"
+    ):
         deepspeed_presets.resolve("zero-2")
 
 
 def test_a_missing_file_is_refused_with_its_path():
-    with pytest.raises(ConfigError, match=r"deepspeed: is '/nowhere/ds\.json', which cannot be read .*No such file"):
+    with pytest.raises(
+        ConfigError, match=r"deepspeed: is '/nowhere/ds\.json', which cannot be read .*No such file"
+    ):
         deepspeed_presets.resolve("/nowhere/ds.json")
 
 

@@ -87,7 +87,9 @@ def test_an_unknown_argument_is_refused_with_the_nearest(spec: dict[str, Any], s
     ) in refusal(spec, store)
 
 
-def test_a_number_that_yaml_takes_for_text_is_refused_with_how_to_write_it(spec: dict[str, Any], store: Store):
+def test_a_number_that_yaml_takes_for_text_is_refused_with_how_to_write_it(
+    spec: dict[str, Any], store: Store
+):
     spec["llamafactory"]["learning_rate"] = "5e-3"
     assert (
         "llamafactory.learning_rate: is '5e-3', which is text; it takes a number. Write 0.005 (YAML takes a "
@@ -152,7 +154,8 @@ def test_a_model_and_a_dataset_that_are_not_there_are_refused(spec: dict[str, An
 def test_more_cpus_than_the_cluster_can_ever_have_are_refused(spec: dict[str, Any], store: Store):
     spec["scaling"] = {"num_workers": 8, "cpus_per_worker": 1}
     assert (
-        "scaling: num_workers 8 x cpus_per_worker 1 is 8 CPUs, but the whole cluster has 2. Lower one of them."
+        "scaling: num_workers 8 x cpus_per_worker 1 is 8 CPUs, but the whole cluster has 2. "
+        "Lower one of them."
     ) in refusal(spec, store)
 
 
@@ -165,7 +168,7 @@ def test_gpus_on_a_cluster_without_any_are_refused(spec: dict[str, Any], store: 
 
 
 def test_two_workers_on_one_shared_gpu_are_refused_because_nccl_would(spec: dict[str, Any], store: Store):
-    assert "NCCL does not let two workers share one GPU. Set num_workers: 1" in refusal(
+    assert "NCCL does not let two workers share one GPU. Set num_workers: 1 and a larger" in refusal(
         spec, store, {"CPU": 8, "GPU": 1}
     )
 

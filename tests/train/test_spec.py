@@ -29,7 +29,9 @@ def test_every_example_is_a_valid_spec(example: Path):
 
 def test_a_field_that_does_not_exist_is_refused_with_the_nearest_one(spec: dict[str, Any]):
     spec["scaling"] = {"num_worker": 2}
-    with pytest.raises(ConfigError, match=r"scaling\.num_worker: unknown field .*Did you mean 'num_workers'\?"):
+    with pytest.raises(
+        ConfigError, match=r"scaling\.num_worker: unknown field .*Did you mean 'num_workers'\?"
+    ):
         load_spec(TrainSpec, spec)
 
 

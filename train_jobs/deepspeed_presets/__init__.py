@@ -33,8 +33,8 @@ def resolve(deepspeed: str | dict[str, Any] | None) -> dict[str, Any] | None:
     if "/" not in deepspeed and not deepspeed.endswith(".json"):
         if deepspeed not in names():
             raise ConfigError(
-                f"deepspeed: is {deepspeed!r}, which is no preset. {did_you_mean(deepspeed, names())} Or give "
-                "the path of a DeepSpeed JSON file, or its content."
+                f"deepspeed: is {deepspeed!r}, which is no preset. {did_you_mean(deepspeed, names())} Or "
+                "give the path of a DeepSpeed JSON file, or its content."
             )
         return _read(Path(__file__).parent / f"{deepspeed}.json")
     return _read(Path(deepspeed).expanduser())
@@ -45,8 +45,8 @@ def _read(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text())
     except OSError as error:
         raise ConfigError(
-            f"deepspeed: is {str(file)!r}, which cannot be read ({error.strerror}). Check the path; it is taken "
-            f"from {Path.cwd()}. Presets: {', '.join(names())}."
+            f"deepspeed: is {str(file)!r}, which cannot be read ({error.strerror}). Check the path; it is "
+            f"taken from {Path.cwd()}. Presets: {', '.join(names())}."
         ) from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"deepspeed: {file} is not valid JSON: {error}. Repair the file.") from None

@@ -54,6 +54,7 @@ def _describe(hint: Any, field: dataclasses.Field[Any]) -> dict[str, Any]:
     if field.default is None:
         types_.add("null")
     described: dict[str, Any] = {"types": sorted(types_)}
+    choices = choices or list(field.metadata.get("choices") or ())
     # A lone literal beside free text (``Literal[False] | str``) lists no choices.
     if choices and all(isinstance(choice, str) for choice in choices):
         described["choices"] = sorted(choices)

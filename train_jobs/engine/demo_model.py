@@ -99,9 +99,8 @@ def main() -> None:
     tokenizer = train_tokenizer(texts(options.rows))
     tokenizer.save_pretrained(options.out)
     new_model(tokenizer).save_pretrained(options.out)
-    print(
-        f"wrote {options.out}: {VOCAB_SIZE} tokens, {sum(f.stat().st_size for f in options.out.iterdir())} bytes"
-    )
+    size_bytes = sum(file.stat().st_size for file in options.out.iterdir())
+    print(f"wrote {options.out}: {VOCAB_SIZE} tokens, {size_bytes} bytes")
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from train_jobs.plan import TrainPlan
 MODEL_FILES = (
     "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.model", "*.tiktoken",
     "config.json", "generation_config.json", "adapter_config.json", "tokenizer*.json", "vocab.json",
-    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*preprocessor_config.json",
-    "processor_config.json", "*.py",
+    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "*preprocessor_config.json", "processor_config.json", "*.py",
 )  # fmt: skip
 """What of the trainer's output is the model. Not: ``training_args.bin``, its own logs, plots and states."""
 

@@ -1,0 +1,235 @@
+"""vLLM on Ray Serve, for real: deployed with plain Ray tools, asked over HTTP, killed, replaced, deleted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from cluster import applications
+from cluster.environments import interpreter, process_env
+from serve_apps.arguments import CATALOGUE
+from serve_apps.plan import IMPORT_PATH
+from serve_apps.status import why
+from tests.conftest import TestCluster, wait_for
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = "docstrings-base"
+SETTLED = ("RUNNING", "DEPLOY_FAILED", "UNHEALTHY")
+
+
+def details(cluster: TestCluster, name: str) -> dict[str, Any]:
+    return applications.applications(cluster.dashboard_url).get(name, {})
+
+
+def settled(cluster: TestCluster, name: str) -> dict[str, Any]:
+    wait_for(lambda: details(cluster, name).get("status") in SETTLED, f"{name} settled", 240)
+    return details(cluster, name)
+
+
+def replica_pid(cluster: TestCluster, name: str) -> int | None:
+    """The running replica's process, as Serve knows it."""
+    deployments = details(cluster, name).get("deployments", {}).values()
+    running = [r["pid"] for d in deployments for r in d["replicas"] if r["state"] == "RUNNING"]
+    return running[0] if running else None
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A replica's process and everything below it: watchdog, EngineCore, workers."""
+    replica = psutil.Process(pid)
+    return [replica, *replica.children(recursive=True)]
+
+
+def delete(cluster: TestCluster, name: str) -> None:
+    applications.delete(cluster.dashboard_url, name)
+    wait_for(lambda: not details(cluster, name), f"{name} deleted", 60)
+
+
+def deploy(cluster: TestCluster, **spec: Any) -> dict[str, Any]:
+    """Serve's details of an app once it settled; sent as plain Ray would, with nothing checked before."""
+    application = {
+        "name": spec["name"],
+        "route_prefix": f"/{spec['name']}",
+        "import_path": IMPORT_PATH,
+        "args": spec,
+    }
+    applications.deploy(cluster.dashboard_url, application, http_port=urlsplit(cluster.http_url).port)
+    return settled(cluster, spec["name"])
+
+
+@pytest.fixture(scope="module")
+def app_url(inputs: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the app of examples/serve/plain.yaml answers: the file as it is, less the port and the model."""
+    config = yaml.safe_load((ROOT / "examples/serve/plain.yaml").read_text())
+    config["http_options"]["port"] = urlsplit(inputs.http_url).port
+    config["applications"][0]["args"]["model"] = BASE
+    file = tmp_path_factory.mktemp("serve") / "plain.yaml"
+    file.write_text(yaml.safe_dump(config))
+    serve(inputs, "deploy", str(file))
+    assert settled(inputs, "docstrings")["status"] == "RUNNING", why(details(inputs, "docstrings"))
+    yield f"{inputs.http_url}/docstrings"
+    delete(inputs, "docstrings")
+
+
+def serve(cluster: TestCluster, *words: str) -> str:
+    """Ray's own ``serve`` command."""
+    command = [sys.executable, "-m", "ray.serve.scripts", *words, "-a", cluster.dashboard_url]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def client(app_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=app_url, timeout=120, trust_env=False) as client:
+        yield client
+
+
+def test_serve_status_of_plain_ray_sees_the_app(cluster: TestCluster, app_url: str):
+    status = yaml.safe_load(serve(cluster, "status"))
+    assert status["applications"]["docstrings"]["status"] == "RUNNING"
+
+
+def test_every_route_of_vllm_answers_below_the_prefix(client: httpx.Client):
+    models = client.get("/v1/models").json()["data"]
+    assert [model["id"] for model in models] == ["docstrings", f"{BASE}/v1"]
+    assert client.get("/health").status_code == 200
+    assert "vllm:num_requests_running" in client.get("/metrics").text
+    tokens = client.post("/tokenize", json={"model": "docstrings", "prompt": "os.getcwd"}).json()
+    text = client.post("/detokenize", json={"model": "docstrings", "tokens": tokens["tokens"]}).json()
+    assert text["prompt"] == "os.getcwd"
+    assert client.get("/v1/nothing").status_code == 404
+
+
+def test_chat_answers_the_same_to_the_name_and_to_the_version(client: httpx.Client):
+    def ask(model: str) -> dict[str, Any]:
+        messages = [{"role": "user", "content": "What does os.getcwd do?"}]
+        body = {"model": model, "messages": messages, "max_tokens": 12, "temperature": 0}
+        return client.post("/v1/chat/completions", json=body).raise_for_status().json()
+
+    by_name, by_version = ask("docstrings"), ask(f"{BASE}/v1")
+    assert by_name["choices"][0]["message"] == by_version["choices"][0]["message"]
+    assert by_name["usage"]["completion_tokens"] <= 12
+
+
+def test_an_unknown_model_is_named_in_the_refusal(client: httpx.Client):
+    reply = client.post("/v1/completions", json={"model": "gpt-0", "prompt": "x"})
+    assert reply.status_code == 404 and "gpt-0" in reply.json()["error"]["message"]
+
+
+def test_a_stream_arrives_as_it_is_made(client: httpx.Client):
+    body = {
+        "model": "docstrings",
+        "prompt": "def main",
+        "max_tokens": 200,
+        "ignore_eos": True,
+        "stream": True,
+    }
+    began, arrived = time.monotonic(), []
+    with client.stream("POST", "/v1/completions", json=body | {"temperature": 0}) as reply:
+        for line in reply.iter_lines():
+            if line.startswith("data: {"):
+                json.loads(line.removeprefix("data: "))
+                arrived.append(time.monotonic() - began)
+    assert len(arrived) > 50
+    # Buffered, the first would come with the last.
+    assert arrived[0] < arrived[-1] / 3
+
+
+def test_many_requests_are_answered_in_one_batch(client: httpx.Client):
+    body = {"model": "docstrings", "prompt": "def", "max_tokens": 16, "ignore_eos": True, "n": 24}
+    choices = client.post("/v1/completions", json=body).raise_for_status().json()["choices"]
+    assert len(choices) == 24
+
+
+def test_kill_9_of_the_replica_leaves_nothing_and_serve_replaces_it(
+    cluster: TestCluster, client: httpx.Client
+):
+    pid = replica_pid(cluster, "docstrings")
+    assert pid
+    processes = family(pid)
+    assert any("EngineCore" in " ".join(process.cmdline()) for process in processes)
+    os.kill(pid, signal.SIGKILL)
+    wait_for(
+        lambda: not any(process.is_running() for process in processes), "the replica's processes gone", 20
+    )
+
+    def another() -> bool:
+        now = replica_pid(cluster, "docstrings")
+        return now is not None and now != pid
+
+    wait_for(another, "another replica runs", 180)
+    wait_for(lambda: client.get("/v1/models").status_code == 200, "the app answers again", 60)
+
+
+def test_a_dead_engine_makes_serve_replace_the_replica(cluster: TestCluster, client: httpx.Client):
+    pid = replica_pid(cluster, "docstrings")
+    assert pid
+    (engine,) = [process for process in family(pid) if "EngineCore" in " ".join(process.cmdline())]
+    os.kill(engine.pid, signal.SIGKILL)
+
+    def another() -> bool:
+        now = replica_pid(cluster, "docstrings")
+        return now is not None and now != pid
+
+    wait_for(another, "another replica runs", 180)
+    body = {"model": "docstrings", "prompt": "def", "max_tokens": 2}
+    wait_for(lambda: client.post("/v1/completions", json=body).status_code == 200, "answers again", 60)
+
+
+def test_two_workers_hold_one_model_and_all_end_with_the_app(inputs: TestCluster):
+    engine = {"tensor_parallel_size": 2, "max_model_len": 256, "kv_cache_memory_bytes": 1 << 28}
+    state = deploy(inputs, name="pair", model=BASE, engine=engine)
+    assert state["status"] == "RUNNING", why(state)
+    pid = replica_pid(inputs, "pair")
+    assert pid
+    processes = family(pid)
+    names = [" ".join(process.cmdline()) for process in processes]
+    assert [sum(rank in name for name in names) for rank in ("Worker_TP0", "Worker_TP1")] == [1, 1]
+    body = {"model": "pair", "prompt": "def main", "max_tokens": 8, "temperature": 0}
+    reply = httpx.post(f"{inputs.http_url}/pair/v1/completions", json=body, timeout=120, trust_env=False)
+    assert reply.raise_for_status().json()["usage"]["completion_tokens"] > 0
+    delete(inputs, "pair")
+    wait_for(lambda: not any(process.is_running() for process in processes), "all processes gone", 30)
+
+
+def test_a_model_that_does_not_load_fails_with_vllms_own_error_line(inputs: TestCluster, tmp_path: Path):
+    broken = tmp_path / "broken"
+    shutil.copytree(inputs.store.model(BASE).path, broken)
+    config = json.loads((broken / "config.json").read_text())
+    config["intermediate_size"] += 64
+    (broken / "config.json").write_text(json.dumps(config))
+    state = deploy(inputs, name="broken", model=str(broken))
+    assert state["status"] == "DEPLOY_FAILED"
+    assert why(state).startswith(f"vLLM could not start with {broken}: ")
+    assert "See root cause" not in why(state) and str(config["intermediate_size"]) in why(state)
+    delete(inputs, "broken")
+
+
+def test_a_spec_that_plain_ray_tools_sent_is_refused_on_the_cluster(inputs: TestCluster):
+    state = deploy(inputs, name="refused", model=BASE, engine={"tensor_paralel_size": 2})
+    assert state["status"] == "DEPLOY_FAILED"
+    assert "engine.tensor_paralel_size: vLLM has no such argument" in why(state)
+    delete(inputs, "refused")
+
+
+def test_the_catalogue_is_what_the_installed_vllm_says():
+    script = "import json; from serve_apps.engine.catalogue import catalogue; print(json.dumps(catalogue()))"
+    environment = os.environ | process_env("serve") | {"PYTHONPATH": str(ROOT), "VLLM_LOGGING_LEVEL": "ERROR"}
+    said = subprocess.run(
+        [str(interpreter("serve")), "-c", script], env=environment, check=True, capture_output=True, text=True
+    )
+    assert json.loads(said.stdout.splitlines()[-1]) == json.loads(CATALOGUE.read_text())

@@ -1,0 +1,131 @@
+"""What a serve spec becomes: the application for Serve, vLLM's arguments, the replica's reservation."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from runtime.core.config import load_spec
+from runtime.core.errors import ConfigError
+from serve_apps.plan import ServePlan, plan_serve
+from serve_apps.spec import ServeSpec
+from storage.store import Store
+
+LAPTOP = {"CPU": 2.0}
+ONE_GPU = {"CPU": 16.0, "GPU": 1.0}
+EIGHT_GPUS = {"CPU": 96.0, "GPU": 8.0}
+
+
+def plan(store: Store, cluster: dict[str, float], **fields: Any) -> ServePlan:
+    spec = load_spec(ServeSpec, {"name": "assistant", "model": "tiny", **fields})
+    return plan_serve(spec, store=store, cluster_resources=cluster)
+
+
+def test_the_application_names_no_path_but_the_store_and_pins_the_version(with_model: Store):
+    application = plan(with_model, LAPTOP, engine={"max_model_len": 512}).application()
+    assert application == {
+        "name": "assistant",
+        "route_prefix": "/assistant",
+        "import_path": "serve_apps.build:build_app",
+        "args": {
+            "name": "assistant",
+            "model": "tiny/v1",
+            "engine": {"max_model_len": 512},
+            "autoscaling": {
+                "min_replicas": 1,
+                "max_replicas": 1,
+                "target_ongoing_requests": 32.0,
+                "upscale_delay_s": 30.0,
+                "downscale_delay_s": 600.0,
+            },
+            "resources": {"cpus": 0.5, "gpus": 0.0},
+            "route_prefix": "/assistant",
+            "store": with_model.uri,
+        },
+    }
+
+
+def test_planning_the_resolved_spec_again_changes_nothing(with_model: Store):
+    first = plan(with_model, ONE_GPU, engine={"seed": 7})
+    sent = json.loads(json.dumps(first.application()["args"]))
+    again = plan_serve(load_spec(ServeSpec, sent), store=with_model, cluster_resources=ONE_GPU)
+    assert again == first
+
+
+def test_a_plan_survives_json(with_model: Store):
+    planned = plan(with_model, EIGHT_GPUS, engine={"tensor_parallel_size": 4})
+    assert load_spec(ServePlan, json.loads(planned.to_json())) == planned
+
+
+def test_clients_may_send_the_name_or_the_version(with_model: Store):
+    assert plan(with_model, LAPTOP).served_model_name == ["assistant", "tiny/v1"]
+
+
+def test_the_root_can_be_the_route(with_model: Store):
+    assert plan(with_model, LAPTOP, route_prefix="/").application()["route_prefix"] == "/"
+
+
+def test_gpus_follow_the_cluster_unless_they_are_set(with_model: Store):
+    assert plan(with_model, LAPTOP).ray_actor_options == {"num_cpus": 0.5, "num_gpus": 0}
+    assert plan(with_model, ONE_GPU).ray_actor_options == {"num_cpus": 0.5, "num_gpus": 0.5}
+    assert plan(with_model, EIGHT_GPUS).ray_actor_options == {"num_cpus": 0.5, "num_gpus": 1}
+    assert plan(with_model, EIGHT_GPUS, resources={"gpus": 0}).ray_actor_options["num_gpus"] == 0
+
+
+def test_tensor_parallelism_multiplies_the_gpus_and_keeps_the_workers_in_the_replica(with_model: Store):
+    planned = plan(with_model, EIGHT_GPUS, engine={"tensor_parallel_size": 4})
+    assert planned.ray_actor_options["num_gpus"] == 4
+    assert planned.engine == {"distributed_executor_backend": "mp", "tensor_parallel_size": 4}
+
+
+def test_a_share_of_a_gpu_bounds_what_vllm_takes(with_model: Store):
+    assert plan(with_model, ONE_GPU).engine["gpu_memory_utilization"] == pytest.approx(0.45)
+    lower = plan(with_model, ONE_GPU, engine={"gpu_memory_utilization": 0.3})
+    assert lower.engine["gpu_memory_utilization"] == 0.3
+    assert "gpu_memory_utilization" not in plan(with_model, EIGHT_GPUS).engine
+
+
+def test_on_cpu_the_engine_is_quick_to_start_and_leaves_cores_to_a_trainer(with_model: Store):
+    planned = plan(with_model, LAPTOP)
+    assert (planned.engine["enforce_eager"], planned.engine["kv_cache_memory_bytes"]) == (True, 1 << 30)
+    assert (planned.env_vars["OMP_NUM_THREADS"], planned.env_vars["VLLM_CPU_OMP_THREADS_BIND"]) == (
+        "1",
+        "nobind",
+    )
+    four = plan(with_model, EIGHT_GPUS, resources={"cpus": 9, "gpus": 0}, engine={"tensor_parallel_size": 2})
+    assert (four.env_vars["OMP_NUM_THREADS"], four.engine["distributed_executor_backend"]) == ("4", "mp")
+
+
+def test_what_the_user_says_wins_over_the_defaults(with_model: Store):
+    said = {"enforce_eager": False, "kv_cache_memory_bytes": 1 << 28, "distributed_executor_backend": "mp"}
+    assert plan(with_model, LAPTOP, engine=said).engine == said
+
+
+@pytest.mark.parametrize(
+    ("cluster", "fields", "message"),
+    [
+        (LAPTOP, {"model": "tinny"}, r"model is 'tinny', but .* Did you mean 'tiny'\?"),
+        (LAPTOP, {"resources": {"cpus": 3}}, r"resources\.cpus is 3: 3 CPUs, but the whole cluster has 2\."),
+        (
+            LAPTOP,
+            {"resources": {"cpus": 1}, "autoscaling": {"min_replicas": 3, "max_replicas": 3}},
+            r"resources\.cpus is 1 times autoscaling\.min_replicas \(3\): 3 CPUs, but .* has 2\.",
+        ),
+        (LAPTOP, {"resources": {"gpus": 0.5}}, r"resources\.gpus .* is 0\.5: 0\.5 GPUs, but .* has 0\."),
+        (EIGHT_GPUS, {"engine": {"tensor_parallel_size": 3}}, r"engine\.tensor_parallel_size is 3, which "
+            r"does not divide the 8 attention heads of tiny/v1\. Set it to one of 1, 2, 4, 8\."),
+        (EIGHT_GPUS, {"engine": {"tensor_parallel_size": 0}}, r"engine\.tensor_parallel_size is 0\."),
+        (EIGHT_GPUS, {"engine": {"tensor_parallel_size": 8, "pipeline_parallel_size": 2}}, r"is 16: 16 GPUs, "
+            r"but the whole cluster has 8\."),
+        (ONE_GPU, {"engine": {"gpu_memory_utilization": 0.6}}, r"engine\.gpu_memory_utilization is 0\.6 but "
+            r"resources\.gpus is 0\.5.*Lower gpu_memory_utilization to 0\.5 or less"),
+        (EIGHT_GPUS, {"resources": {"gpus": 0.5}, "engine": {"tensor_parallel_size": 2}}, r"resources\.gpus "
+            r"is 0\.5 but the replica has 2 workers.*Set resources\.gpus: 1\."),
+        (EIGHT_GPUS, {"engine": {"distributed_executor_backend": "ray"}}, r"one node.*Leave it out\."),
+    ],
+)  # fmt: skip
+def test_what_can_never_work_is_refused(with_model: Store, cluster: dict, fields: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        plan(with_model, cluster, **fields)

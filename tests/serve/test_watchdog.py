@@ -1,0 +1,111 @@
+"""A replica's processes end with it, however it ends. Real processes, a real SIGKILL, no vLLM needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve_apps.engine.watchdog import family
+from tests.conftest import wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Stands for a replica: watched, with a child that has a child of its own. Both outlive their parent, as
+# vLLM's EngineCore and Workers do. Prints its own id, then its child's, then its grandchild's.
+REPLICA = """
+import os, subprocess, sys, time
+from serve_apps.engine.watchdog import watch_over_children
+watch_over_children()
+child = "import os, subprocess, sys; " \\
+    "sleeper = [sys.executable, '-c', 'import time; time.sleep(600)']; " \\
+    "p = subprocess.Popen(sleeper, start_new_session=True); " \\
+    "print(os.getpid(), p.pid, flush=True); p.wait()"
+print(os.getpid(), flush=True)
+subprocess.Popen([sys.executable, "-c", child])
+{then}
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def watchdogs(replica: int) -> list[int]:
+    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
+    return [int(line.split()[0]) for line in found if f"watchdog.py {replica} " in line]
+
+
+@pytest.fixture
+def bystander() -> Iterator[int]:
+    """A process of somebody else, which must survive."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+def start(then: str) -> tuple[subprocess.Popen[str], list[int]]:
+    """The stand-in replica, and the ids of its child and grandchild."""
+    replica = subprocess.Popen(
+        [sys.executable, "-c", REPLICA.format(then=then)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert replica.stdout
+    assert int(replica.stdout.readline()) == replica.pid
+    return replica, [int(pid) for pid in replica.stdout.readline().split()]
+
+
+def test_after_kill_9_of_the_replica_nothing_of_it_is_left(bystander: int):
+    replica, children = start("time.sleep(600)")
+    (watchdog,) = watchdogs(replica.pid)
+    replica.send_signal(signal.SIGKILL)
+    replica.wait()
+    wait_for(lambda: not any(map(alive, [*children, watchdog])), "replica's processes gone", 10)
+    assert alive(bystander)
+
+
+def test_a_normal_end_of_the_replica_ends_them_too(bystander: int):
+    # Ends within the first second: the watchdog has noted nothing yet and finds both by their mark.
+    replica, children = start("os._exit(0) if sys.stdin.read() == '' else None")
+    replica.wait()
+    wait_for(lambda: not any(map(alive, children)), "replica's processes gone", 10)
+    wait_for(lambda: not watchdogs(replica.pid), "watchdog gone", 10)
+    assert alive(bystander)
+
+
+def test_the_watchdog_does_not_end_before_the_replica():
+    replica, children = start("time.sleep(600)")
+    (watchdog,) = watchdogs(replica.pid)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(watchdog, number)
+    assert all(map(alive, [*children, watchdog]))
+    replica.kill()
+    replica.wait()
+    wait_for(lambda: not any(map(alive, [*children, watchdog])), "replica's processes gone", 10)
+
+
+def test_a_worker_whose_engine_died_first_is_not_forgotten():
+    replica, (child, grandchild) = start("time.sleep(600)")
+    noted = family(set(), replica.pid)
+    assert {child, grandchild} <= {pid for pid, _ in noted}
+    os.kill(child, signal.SIGKILL)
+    wait_for(lambda: not alive(child), "child gone", 10)
+    assert grandchild in {pid for pid, _ in family(noted, replica.pid)}
+    assert child not in {pid for pid, _ in family(noted, replica.pid)}
+    replica.kill()
+    replica.wait()
+    wait_for(lambda: not alive(grandchild), "grandchild gone", 10)

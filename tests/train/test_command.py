@@ -1,0 +1,75 @@
+"""``python -m train_jobs run``: what a person sees of it, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from storage.store import Store
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def spec_file(spec: dict[str, Any], tmp_path: Path) -> Path:
+    # The same plan whatever cluster, with or without GPUs, this machine happens to run.
+    spec["scaling"] = {"gpus_per_worker": 0}
+    return write(tmp_path / "spec.yaml", spec)
+
+
+def write(file: Path, spec: dict[str, Any]) -> Path:
+    file.write_text(yaml.safe_dump(spec))
+    return file
+
+
+def train_jobs(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "train_jobs", *arguments]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing_behind(spec_file: Path, store: Store):
+    done = train_jobs("run", str(spec_file), "--dry-run", "--store", store.uri)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["llamafactory"]["template"] == "qwen3_nothink"
+    assert store.runs() == []
+
+
+def test_a_spec_that_cannot_run_exits_2_with_one_message_and_no_traceback(
+    spec: dict[str, Any], store: Store, tmp_path: Path
+):
+    spec["llamafactory"]["cutof_len"] = 64
+    file = write(tmp_path / "wrong.yaml", spec)
+    done = train_jobs("run", str(file), "--store", store.uri)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"{file}: cannot be run.",
+        "  llamafactory.cutof_len: LLaMA-Factory 0.9.5 has no such argument (value 64). "
+        "Did you mean 'cutoff_len'?",
+    ]
+    assert store.runs() == []
+
+
+def test_a_run_that_was_made_before_it_was_refused_says_why(
+    spec: dict[str, Any], store: Store, tmp_path: Path
+):
+    run = store.new_run("lesson", "{}")
+    file = write(tmp_path / "wrong.yaml", spec | {"model": "nobody"})
+    done = train_jobs("run", str(file), "--store", store.uri, "--run", run.run_id)
+    assert done.returncode == 2
+    result = run.result()
+    assert result is not None
+    assert (result["status"], "has no model 'nobody'" in result["error"]) == ("failed", True)
+
+
+def test_the_help_names_the_exit_codes_and_the_job_command():
+    shown = train_jobs("--help").stdout
+    assert "Exit code 2" in shown
+    assert "ray job submit" in shown
