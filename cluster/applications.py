@@ -48,7 +48,7 @@ def delete(dashboard_url: str, name: str) -> None:
 
 
 def _configs(dashboard_url: str, *, without: str) -> list[dict[str, Any]]:
-    """The configs that the running applications were deployed with, ``without`` one and those on their way out."""
+    """Configs of the running applications, ``without`` one and those on their way out."""
     found = applications(dashboard_url).items()
     kept = [d for name, d in found if name != without and d["status"] != "DELETING"]
     return [dict(details["deployed_app_config"]) for details in kept if details.get("deployed_app_config")]

@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> int:
     try:
         me = psutil.Process()
         write_json(state_file, {"pid": me.pid, "create_time": me.create_time()})
-        head = subprocess.Popen(command, preexec_fn=die_with_parent)
+        # This process has one thread, so running code between fork and exec is safe.
+        head = subprocess.Popen(command, preexec_fn=die_with_parent)  # noqa: PLW1509
         code = _wait_and_reap(head.pid)
     except _Stop:
         pass

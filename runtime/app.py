@@ -11,6 +11,7 @@ from cluster import applications
 from cluster.rest import call
 from runtime.core.errors import ServeError
 from runtime.show import table_html
+from serve_apps.status import why
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -61,11 +62,8 @@ class App:
 
     @property
     def message(self) -> str:
-        """What Serve and the replicas say about the status; empty when all is well."""
-        details = self._details()
-        deployments = (details.get("deployments") or {}).values()
-        said = [details.get("message", ""), *(d.get("message", "") for d in deployments)]
-        return "\n".join(dict.fromkeys(text.strip() for text in said if text.strip()))
+        """The cause of the status, without tracebacks; empty when all is well."""
+        return why(self._details())
 
     def openai(self) -> OpenAI:
         """An ``openai`` client that asks this app. Waits until the app answers."""

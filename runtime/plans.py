@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster import local
 from cluster.rest import cluster_resources
-from runtime.core.config import load_spec
+from runtime.core.config import blamed_on, load_spec, origin_of
 from serve_apps.plan import ServePlan, plan_serve
 from serve_apps.spec import ServeSpec
 from storage.store import open_store
@@ -16,19 +16,21 @@ from train_jobs.spec import TrainSpec
 
 def train_plan(spec: Path, address: str | None, store: str | None) -> TrainPlan:
     """The plan of a training spec."""
-    return plan_train(
-        resolve(load_spec(TrainSpec, spec)),
-        store=open_store(store),
-        cluster_resources=_resources(address),
-        origin=str(spec),
-    )
+    with blamed_on(spec):
+        resolved = resolve(load_spec(TrainSpec, spec))
+        return plan_train(
+            resolved,
+            store=open_store(store),
+            cluster_resources=_resources(address),
+            origin=origin_of(spec),
+        )
 
 
 def serve_plan(spec: Path, address: str | None, store: str | None) -> ServePlan:
     """The plan of a serve spec."""
-    return plan_serve(
-        load_spec(ServeSpec, spec), store=open_store(store), cluster_resources=_resources(address)
-    )
+    with blamed_on(spec):
+        resolved = load_spec(ServeSpec, spec)
+        return plan_serve(resolved, store=open_store(store), cluster_resources=_resources(address))
 
 
 def _resources(address: str | None) -> dict[str, float]:

@@ -140,8 +140,8 @@ class Run:
         if cluster and record.get("address") == cluster.address:
             return cluster.dashboard_url
         raise ClusterError(
-            f"run {self.run_id} was submitted to {record.get('address') or 'an unknown cluster'}, which is not "
-            f"the local cluster. Ask Ray there: ray job status {self._submission_id()}."
+            f"run {self.run_id} was submitted to {record.get('address') or 'an unknown cluster'}, which "
+            f"is not the local cluster. Ask Ray there: ray job status {self._submission_id()}."
         )
 
     def _submission_id(self) -> str:

@@ -21,7 +21,7 @@ from cluster.code import code_snapshot
 from cluster.environments import check_pair
 from cluster.rest import cluster_resources, ray_version
 from runtime.app import App
-from runtime.core.config import load_spec
+from runtime.core.config import blamed_on, load_spec, origin_of
 from runtime.core.errors import ConfigError, EnvironmentFault
 from runtime.run import Run
 from serve_apps.plan import ServePlan, plan_serve
@@ -62,10 +62,7 @@ class Tandem:
 
     def plan_train(self, spec: TrainSource) -> TrainPlan:
         """What ``train`` would do, checked against store and cluster; nothing is submitted."""
-        resolved = resolve(load_spec(TrainSpec, spec))
-        return plan_train(
-            resolved, store=self.store, cluster_resources=self.resources(), origin=_origin(spec)
-        )
+        return self._plan_train(spec)[1]
 
     def train(self, spec: TrainSource) -> Run:
         """Submit a training job and return at once.
@@ -74,8 +71,7 @@ class Tandem:
             ConfigError: the spec cannot work; names file, field, value and remedy. Nothing was submitted.
         """
         self._check_environments()
-        resolved = resolve(load_spec(TrainSpec, spec))
-        plan_train(resolved, store=self.store, cluster_resources=self.resources(), origin=_origin(spec))
+        resolved, _ = self._plan_train(spec)
         folder = self.store.new_run(resolved.name, resolved.to_json())
         arguments = ["run", str(folder.path / "spec.json"), "--store", self.store.uri, "--run", folder.run_id]
         folder.update_record(dashboard_url=self.dashboard_url, submission_id=folder.run_id)
@@ -100,7 +96,10 @@ class Tandem:
 
     def plan_serve(self, spec: ServeSource) -> ServePlan:
         """What ``serve`` would do, checked against store and cluster; nothing is deployed."""
-        return plan_serve(load_spec(ServeSpec, spec), store=self.store, cluster_resources=self.resources())
+        with blamed_on(spec):
+            return plan_serve(
+                load_spec(ServeSpec, spec), store=self.store, cluster_resources=self.resources()
+            )
 
     def serve(self, spec: ServeSource) -> App:
         """Deploy a serve app, or replace the one of the same name, and return at once.
@@ -145,6 +144,17 @@ class Tandem:
         """What the cluster has in all: ``{"CPU": 2.0, "GPU": 0.0, ...}``."""
         return cluster_resources(self.dashboard_url)
 
+    def _plan_train(self, spec: TrainSource) -> tuple[TrainSpec, TrainPlan]:
+        with blamed_on(spec):
+            resolved = resolve(load_spec(TrainSpec, spec))
+            plan = plan_train(
+                resolved,
+                store=self.store,
+                cluster_resources=self.resources(),
+                origin=origin_of(spec),
+            )
+            return resolved, plan
+
     def _check_environments(self) -> None:
         if self._local:
             check_pair()
@@ -152,11 +162,6 @@ class Tandem:
     def _code(self) -> dict[str, str]:
         """Environment that gives workers this process' code; a remote cluster's image has its own."""
         return {"PYTHONPATH": str(code_snapshot())} if self._local else {}
-
-
-def _origin(spec: object) -> str:
-    """What to call the spec in an error: its file, where it came from one."""
-    return str(spec) if isinstance(spec, str | Path) else "spec"
 
 
 def _checked_url(address: str) -> str:

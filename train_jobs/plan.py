@@ -117,6 +117,7 @@ def plan_train(
     dataset_info = _tried(lambda: _dataset_info(spec, store), faults)
     deepspeed = _tried(lambda: deepspeed_presets.resolve(spec.deepspeed), faults)
     gpus_per_worker = _gpus_per_worker(spec, cluster_resources)
+    faults += _publish_faults(spec.publish, store)
     faults += _size_faults(spec, gpus_per_worker, cluster_resources)
     if faults or model is None or dataset_info is None:
         raise ConfigError(f"{origin}: cannot be run.\n" + "\n".join(f"  {fault}" for fault in faults))
@@ -160,6 +161,20 @@ def _dataset_info(spec: TrainSpec, store: Store) -> dict[str, Any]:
             entry["file_name"] = str(dataset.path / entry["file_name"])
         entries[name] = entry
     return entries
+
+
+def _publish_faults(publish: Publish | None, store: Store) -> list[str]:
+    """A version that is taken: better known now than when the training is done."""
+    if publish is None or publish.version is None:
+        return []
+    taken = {model.ref for model in store.models()}
+    ref = f"{publish.name}/{publish.version}"
+    if ref not in taken:
+        return []
+    return [
+        f"publish.version: is {publish.version!r}, but {ref} exists already, and a version never changes. "
+        "Choose another, or remove the line for the next number."
+    ]
 
 
 def _gpus_per_worker(spec: TrainSpec, cluster: Mapping[str, float] | None) -> float:

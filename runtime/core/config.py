@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +43,23 @@ def load_spec(cls: type[Spec], source: Spec | Mapping[str, Any] | str | Path) ->
         return _validate(cls, source, origin="spec")
     path = Path(source)  # type: ignore[arg-type]
     return _validate(cls, _read(path), origin=str(path))
+
+
+def origin_of(source: object) -> str:
+    """What an error calls the spec: its file, where it came from one."""
+    return str(source) if isinstance(source, str | Path) else "spec"
+
+
+@contextmanager
+def blamed_on(source: object) -> Iterator[None]:
+    """Put the spec's origin in front of a refusal that does not name it yet."""
+    origin = origin_of(source)
+    try:
+        yield
+    except ConfigError as error:
+        if str(error).startswith(origin):
+            raise
+        raise ConfigError(f"{origin}: {error}") from None
 
 
 def _read(path: Path) -> Mapping[str, Any]:

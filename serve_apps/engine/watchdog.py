@@ -23,6 +23,7 @@ from pathlib import Path
 MARK = "TANDEM_REPLICA_MARK"
 _LOOK_EVERY_S = 1.0
 _GIVE_UP_AFTER_S = 10.0
+_NOT_ITS_END = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # only the replica's end ends the watchdog
 
 Process = tuple[int, int]
 """A process id and its start time: together they never name a later process that got the same id."""
@@ -35,8 +36,13 @@ def watch_over_children() -> None:
     # The write end stays open, and in this process only, until the kernel closes it at this process's end.
     command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), mark]
     environment = {k: v for k, v in os.environ.items() if k != MARK}
-    subprocess.Popen(command, stdin=read_end, start_new_session=True, env=environment)
-    os.close(read_end)
+    # Born with these signals blocked: one that came before it could ignore them would end it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_ITS_END)
+    try:
+        subprocess.Popen(command, stdin=read_end, start_new_session=True, env=environment)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        os.close(read_end)
     _KEPT_OPEN.append(write_end)
 
 
@@ -45,8 +51,8 @@ _KEPT_OPEN: list[int] = []
 
 def main(replica: int, mark: str) -> None:
     """Wait for the end of standard input, then kill what the replica left."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # only the replica's end ends this process
+    for number in _NOT_ITS_END:
+        signal.signal(number, signal.SIG_IGN)
     noted: set[Process] = set()
     while not select.select([sys.stdin], [], [], _LOOK_EVERY_S)[0]:
         noted = family(noted, replica)

@@ -65,7 +65,11 @@ def test_a_killed_supervisor_takes_the_cluster_with_it(own_home: Path):
 
 @pytest.mark.engine
 def test_an_interrupted_start_leaves_nothing(own_home: Path):
-    command = [sys.executable, "-c", "from cluster import local; local.up(local.LocalClusterSpec(dashboard_port=0))"]
+    command = [
+        sys.executable,
+        "-c",
+        "from cluster import local; local.up(local.LocalClusterSpec(dashboard_port=0))",
+    ]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as starting:
         state = own_home / "supervisor.json"
         wait_for(state.exists, "the supervisor has begun", 30)
@@ -84,7 +88,9 @@ def test_a_port_in_use_is_refused_with_the_remedy(own_home: Path, home: Path):
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        with pytest.raises(ClusterError, match=rf"dashboard_port is {port}.*--dashboard-port 0 takes any free"):
+        with pytest.raises(
+            ClusterError, match=rf"dashboard_port is {port}.*--dashboard-port 0 takes any free"
+        ):
             local.up(local.LocalClusterSpec(dashboard_port=port))
     assert not (own_home / "supervisor.json").exists()
 

@@ -29,7 +29,12 @@ class Demo:
 def demo(cluster: TestCluster, tandem_command: list[str]) -> Demo:
     """``tandem demo``, run once as a user runs it."""
     done = subprocess.run(
-        [*tandem_command, "demo"], capture_output=True, text=True, timeout=DEMO_TIMEOUT_S, cwd=ROOT, check=False
+        [*tandem_command, "demo"],
+        capture_output=True,
+        text=True,
+        timeout=DEMO_TIMEOUT_S,
+        cwd=ROOT,
+        check=False,
     )
     assert done.returncode in (0, 1), done.stdout[-3000:] + done.stderr[-3000:]
     app = App(cluster.dashboard_url, "docstrings")

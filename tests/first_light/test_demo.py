@@ -31,7 +31,11 @@ def test_the_published_version_tells_where_it_came_from(demo: Demo):
     run = Run(demo.cluster.store.run("docstrings"))
     manifest = demo.cluster.store.model("docstrings").manifest
     assert manifest is not None
-    assert (manifest.base, manifest.template, manifest.run) == ("docstrings-base/v1", "qwen3_nothink", run.run_id)
+    assert (manifest.base, manifest.template, manifest.run) == (
+        "docstrings-base/v1",
+        "qwen3_nothink",
+        run.run_id,
+    )
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {entry.path for entry in manifest.files}
     assert (run.status, run.model) == ("SUCCEEDED", "docstrings/v1")
 
@@ -125,7 +129,9 @@ def test_a_run_is_stopped_on_request(demo: Demo, tandem_command: list[str]):
 
 def test_a_run_that_fails_says_so_with_the_workers_last_error_line(demo: Demo):
     recipe = {**TRAIN_SPEC["llamafactory"], "learning_rate": -1.0}
-    run = demo.cluster.tandem().train({**TRAIN_SPEC, "name": "failing", "llamafactory": recipe, "publish": None})
+    run = demo.cluster.tandem().train(
+        {**TRAIN_SPEC, "name": "failing", "llamafactory": recipe, "publish": None}
+    )
     with pytest.raises(RunFailed, match="Invalid learning rate: -1.0") as failure:
         run.wait(timeout_s=300)
     assert f"tandem logs {run.run_id}" in str(failure.value)
@@ -141,8 +147,10 @@ def test_ray_job_submit_trains_with_plain_ray_tools(demo: Demo):
     ray = interpreter("core").with_name("ray")
     store = demo.cluster.store.uri
     done = subprocess.run(
-        [ray, "job", "submit", "--address", demo.cluster.dashboard_url, "--"]
-        + ["python", "-m", "train_jobs", "run", example, "--store", store],
+        [
+            *(ray, "job", "submit", "--address", demo.cluster.dashboard_url, "--"),
+            *("python", "-m", "train_jobs", "run", example, "--store", store),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -160,7 +168,9 @@ def test_a_notebook_trains_and_serves(demo: Demo):
     from nbclient import NotebookClient
 
     notebook = nbformat.read(ROOT / "examples" / "notebooks" / "first_light.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": ROOT}}).execute()
+    NotebookClient(
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": ROOT}}
+    ).execute()
     shown = json.dumps([cell.get("outputs") for cell in notebook.cells])
     assert "image/png" in shown or "<img" in shown
     assert "SUCCEEDED" in shown

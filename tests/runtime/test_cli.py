@@ -13,7 +13,12 @@ COMMANDS = [
     "setup", "up", "down", "status", "doctor", "train", "serve", "runs", "models", "logs", "stop", "demo",
 ]  # fmt: skip
 
-TRAIN = {"name": "t", "model": "base", "dataset": "rows", "llamafactory": {"stage": "sft", "template": "qwen3"}}
+TRAIN = {
+    "name": "t",
+    "model": "base",
+    "dataset": "rows",
+    "llamafactory": {"stage": "sft", "template": "qwen3"},
+}
 SERVE = {"name": "s", "model": "base", "engine": {}}
 
 
@@ -33,7 +38,12 @@ def run(home: Path, tmp_path: Path):
 
         env = os.environ | {"TANDEM_STORE": store.uri, "TANDEM_HOME": str(tmp_path / "home")}
         return subprocess.run(
-            [sys.executable, "-m", "runtime", *words], capture_output=True, text=True, cwd=ROOT, env=env, check=False
+            [sys.executable, "-m", "runtime", *words],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env=env,
+            check=False,
         )
 
     return command
@@ -65,7 +75,9 @@ def test_help_loads_nothing_heavy():
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "print([m for m in ('ray', 'pandas', 'httpx', 'openai', 'rich', 'psutil') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -87,12 +99,16 @@ def test_dry_runs_print_the_resolved_plan(run, spec):
         ("train", {**TRAIN, "dataset": "row"}, "Did you mean 'rows'?"),
         ("train", {**TRAIN, "llamafactory": {"template": "qwen33"}}, "llamafactory.template: is 'qwen33'"),
         ("train", {**TRAIN, "llamafactory": {"learning_rte": 1}}, "Did you mean 'learning_rate'?"),
-        ("train", {**TRAIN, "llamafactory": {"output_dir": "/x"}}, "llamafactory.output_dir: is '/x', but Tandem"),
+        (
+            "train",
+            {**TRAIN, "llamafactory": {"output_dir": "/x"}},
+            "llamafactory.output_dir: is '/x', but Tandem",
+        ),
         ("train", {**TRAIN, "scaling": {"num_workers": 5000}}, "5000 x cpus_per_worker 0.5 is 2500 CPUs"),
         ("train", {**TRAIN, "deepspeed": "zero9"}, "deepspeed"),
         ("serve", {**SERVE, "engine": {"tensor_paralel_size": 2}}, "Did you mean 'tensor_parallel_size'?"),
         ("serve", {**SERVE, "engine": {"tensor_parallel_size": 3}}, "does not divide the 8"),
-        ("serve", {**SERVE, "engine": {"max_model_len": "long"}}, "engine.max_model_len: is 'long'"),
+        ("serve", {**SERVE, "engine": {"max_num_seqs": "many"}}, "engine.max_num_seqs: is 'many'"),
         ("serve", {**SERVE, "resources": {"cpus": 5000}}, "5000"),
         ("serve", {**SERVE, "model": "bse"}, "Did you mean 'base'?"),
         ("serve", {"model": "base"}, "name: is required"),

@@ -6,15 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from serve_apps.engine.watchdog import family
 from tests.conftest import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
+Start = Callable[[str], tuple[subprocess.Popen[str], list[int]]]
 
 # Stands for a replica: watched, with a child that has a child of its own. Both outlive their parent, as
 # vLLM's EngineCore and Workers do. Prints its own id, then its child's, then its grandchild's.
@@ -40,9 +42,11 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-def watchdogs(replica: int) -> list[int]:
-    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
-    return [int(line.split()[0]) for line in found if f"watchdog.py {replica} " in line]
+def watchdog_of(replica: int) -> int:
+    """The watchdog's process id; it is the replica's child that runs watchdog.py."""
+    children = psutil.Process(replica).children()
+    (watchdog,) = [child.pid for child in children if str(replica) in child.cmdline()]
+    return watchdog
 
 
 @pytest.fixture
@@ -54,42 +58,51 @@ def bystander() -> Iterator[int]:
     process.wait()
 
 
-def start(then: str) -> tuple[subprocess.Popen[str], list[int]]:
-    """The stand-in replica, and the ids of its child and grandchild."""
-    replica = subprocess.Popen(
-        [sys.executable, "-c", REPLICA.format(then=then)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert replica.stdout
-    assert int(replica.stdout.readline()) == replica.pid
-    return replica, [int(pid) for pid in replica.stdout.readline().split()]
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a stand-in replica; gives it and the ids of its child and grandchild. Ends it after the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(then: str) -> tuple[subprocess.Popen[str], list[int]]:
+        replica = subprocess.Popen(
+            [sys.executable, "-c", REPLICA.format(then=then)],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(replica)
+        assert replica.stdout
+        assert int(replica.stdout.readline()) == replica.pid
+        return replica, [int(pid) for pid in replica.stdout.readline().split()]
+
+    yield start
+    for replica in started:
+        replica.kill()  # and with it, by its watchdog, whatever a failed test left
+        replica.wait()
 
 
-def test_after_kill_9_of_the_replica_nothing_of_it_is_left(bystander: int):
+def test_after_kill_9_of_the_replica_nothing_of_it_is_left(start: Start, bystander: int):
     replica, children = start("time.sleep(600)")
-    (watchdog,) = watchdogs(replica.pid)
+    watchdog = watchdog_of(replica.pid)
     replica.send_signal(signal.SIGKILL)
     replica.wait()
     wait_for(lambda: not any(map(alive, [*children, watchdog])), "replica's processes gone", 10)
     assert alive(bystander)
 
 
-def test_a_normal_end_of_the_replica_ends_them_too(bystander: int):
+def test_a_normal_end_of_the_replica_ends_them_too(start: Start, bystander: int):
     # Ends within the first second: the watchdog has noted nothing yet and finds both by their mark.
     replica, children = start("os._exit(0) if sys.stdin.read() == '' else None")
     replica.wait()
     wait_for(lambda: not any(map(alive, children)), "replica's processes gone", 10)
-    wait_for(lambda: not watchdogs(replica.pid), "watchdog gone", 10)
     assert alive(bystander)
 
 
-def test_the_watchdog_does_not_end_before_the_replica():
+def test_the_watchdog_does_not_end_before_the_replica(start: Start):
     replica, children = start("time.sleep(600)")
-    (watchdog,) = watchdogs(replica.pid)
+    watchdog = watchdog_of(replica.pid)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         os.kill(watchdog, number)
     assert all(map(alive, [*children, watchdog]))
@@ -98,7 +111,7 @@ def test_the_watchdog_does_not_end_before_the_replica():
     wait_for(lambda: not any(map(alive, [*children, watchdog])), "replica's processes gone", 10)
 
 
-def test_a_worker_whose_engine_died_first_is_not_forgotten():
+def test_a_worker_whose_engine_died_first_is_not_forgotten(start: Start):
     replica, (child, grandchild) = start("time.sleep(600)")
     noted = family(set(), replica.pid)
     assert {child, grandchild} <= {pid for pid, _ in noted}

@@ -151,6 +151,16 @@ def test_a_model_and_a_dataset_that_are_not_there_are_refused(spec: dict[str, An
     assert "Did you mean 'docstrings'?" in message
 
 
+def test_a_version_that_is_taken_is_refused_before_the_training_and_not_after(
+    spec: dict[str, Any], store: Store
+):
+    assert (
+        "publish.version: is 'v1', but tiny-base/v1 exists already, and a version never changes. "
+        "Choose another, or remove the line for the next number."
+    ) in refusal(spec | {"publish": {"name": "tiny-base", "version": "v1"}}, store)
+    assert plan(spec | {"publish": {"name": "tiny-base", "version": "v2"}}, store).publish is not None
+
+
 def test_more_cpus_than_the_cluster_can_ever_have_are_refused(spec: dict[str, Any], store: Store):
     spec["scaling"] = {"num_workers": 8, "cpus_per_worker": 1}
     assert (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,13 @@ def _connect(plan: TrainPlan) -> None:
         # Ray Train's own actors look for the cluster again, and fail where a machine runs two of them.
         env_vars["RAY_ADDRESS"] = address
     ray.init(address=address or "auto", runtime_env={"py_executable": sys.executable, "env_vars": env_vars})
+    # `ray job stop` sends SIGTERM: leave in order, without the stack dump of Ray's own handler.
+    signal.signal(signal.SIGTERM, _stopped)
+
+
+def _stopped(signum: int, frame: object) -> None:
+    print("stopped before its end (SIGTERM)", file=sys.stderr, flush=True)
+    sys.exit(128 + signum)
 
 
 def main() -> int:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +75,16 @@ def _init_deepspeed(*, use_gpu: bool) -> None:
 @contextmanager
 def _scratch(run_id: str, rank: int) -> Iterator[Path]:
     """A folder on this node for one rank, gone afterwards; what a killed attempt left is removed first."""
-    folder = Path(tempfile.gettempdir()) / f"tandem-{run_id}" / f"rank-{rank}"
+    # Ray Train starts a worker in a folder of the Ray session: what a kill leaves goes with the session.
+    folder = Path.cwd() / run_id / f"rank-{rank}"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "output").mkdir(parents=True)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        with_siblings = folder.parent
-        if with_siblings.is_dir() and not any(with_siblings.iterdir()):
-            with_siblings.rmdir()
+        with suppress(OSError):  # another rank of this node is still at work
+            folder.parent.rmdir()
 
 
 @contextmanager
