@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,15 @@ def status(address: str | None, store: str | None, as_json: bool) -> None:
 @json_option
 def doctor(as_json: bool) -> None:
     """Check environments, cluster, GPUs and disk; say the remedy for each problem. Exit code 1 if any."""
-    from runtime import doctor as checks
+    from runtime.doctor import collect
+    from runtime.doctor_table import print_report
 
-    sys.exit(checks.main(as_json))
+    report = collect()
+    if as_json:
+        click.echo(json.dumps(asdict(report), indent=2))
+    else:
+        print_report(report)
+    sys.exit(1 if report.problems else 0)
 
 
 @main.command()

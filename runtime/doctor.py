@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from cluster import environments, local, rest
 from runtime.core.errors import TandemError
@@ -237,19 +234,3 @@ def _limit_warnings(shm_bytes: int | None, open_files: int) -> list[str]:
             f"Run: ulimit -n {OPEN_FILES_WANTED}."
         )
     return warnings
-
-
-def main(as_json: bool) -> int:
-    """Print the report, as JSON when ``as_json``.
-
-    Returns:
-        The exit code: 1 when something is broken, else 0.
-    """
-    report = collect()
-    if as_json:
-        print(json.dumps(asdict(report), indent=2))
-    else:
-        from runtime.doctor_table import render
-
-        render(report, Console())
-    return 1 if report.problems else 0

@@ -8,8 +8,9 @@ from rich.table import Table
 from runtime.doctor import Report, size
 
 
-def render(report: Report, console: Console) -> None:
+def print_report(report: Report) -> None:
     """Print the report as tables, problems last."""
+    console = Console()
     console.print(_environment_table(report))
     console.print(_machine_table(report))
     for kind, colour, lines in (("Warning", "yellow", report.warnings), ("Problem", "red", report.problems)):

@@ -26,8 +26,14 @@ def _training_begins(home: Path) -> bool:
 
 
 def _replica_begins(home: Path) -> bool:
-    names = (" ".join(p.cmdline()) for p in _cluster_processes(home))
-    return any("VLLM::EngineCore" in name for name in names)
+    return any("VLLM::EngineCore" in _command_line(process) for process in _cluster_processes(home))
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""  # it ended between the two looks
 
 
 def _cluster_processes(home: Path) -> list[psutil.Process]:

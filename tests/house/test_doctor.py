@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCTOR = "import sys; from runtime.doctor import main; sys.exit(main(True))"
+DOCTOR = "from runtime.cli import main; main(['doctor', '--json'])"
 
 
 def doctor(**variables: str) -> tuple[int, dict[str, Any]]:
