@@ -6,18 +6,29 @@ Source: https://docs.ray.io/en/latest/serve/api/index.html#serve-rest-api
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
+from cluster.environments import cache_root
+from cluster.lock import locked
 from cluster.rest import call
-from runtime.core.errors import ConfigError
+from runtime.core.errors import ClusterError, ConfigError
 
 _PATH = "/api/serve/applications/"
+_GONE_TIMEOUT_S = 60.0
+
+
+def details(dashboard_url: str) -> dict[str, Any]:
+    """All that Serve says: ``applications`` by name, ``http_options``, ``proxies``, ..."""
+    return dict(call("GET", dashboard_url, _PATH))
 
 
 def applications(dashboard_url: str) -> dict[str, dict[str, Any]]:
     """Serve's details of every application, by name; empty when Serve has not started."""
-    return dict(call("GET", dashboard_url, _PATH).get("applications") or {})
+    return dict(details(dashboard_url).get("applications") or {})
 
 
 def deploy(dashboard_url: str, application: Mapping[str, Any], *, http_port: int | None) -> None:
@@ -32,26 +43,51 @@ def deploy(dashboard_url: str, application: Mapping[str, Any], *, http_port: int
         ConfigError: another application answers at the same ``route_prefix``.
         ClusterError: the dashboard cannot be reached or refuses.
     """
-    others = _configs(dashboard_url, without=str(application["name"]))
+    name = str(application["name"])
+    with _lock(dashboard_url):
+        others = _configs(dashboard_url, without=name)
+        _check_route(application, others)
+        # Serve takes an unchanged config for one that needs no work, so a failed app would stay failed.
+        if applications(dashboard_url).get(name, {}).get("status") == "DEPLOY_FAILED":
+            _put(dashboard_url, others, None)
+            _wait_until_gone(dashboard_url, name)
+        _put(dashboard_url, [*others, dict(application)], http_port)
+
+
+def delete(dashboard_url: str, name: str) -> None:
+    """Take the application out of the set; Serve ends its replicas."""
+    with _lock(dashboard_url):
+        _put(dashboard_url, _configs(dashboard_url, without=name), None)
+
+
+def _lock(dashboard_url: str) -> AbstractContextManager[int]:
+    """One change at a time from this machine: what comes between our look and our PUT would be lost."""
+    mark = hashlib.sha256(dashboard_url.encode()).hexdigest()[:16]
+    return locked(cache_root() / "locks" / mark, waiting_for="it deploys or ends an app")
+
+
+def _check_route(application: Mapping[str, Any], others: list[dict[str, Any]]) -> None:
     for other in others:
         if other.get("route_prefix") == application["route_prefix"]:
             raise ConfigError(
                 f"route_prefix is {application['route_prefix']!r}, where the app {other['name']!r} answers. "
                 f"Set another route_prefix, or end that app: tandem stop {other['name']}."
             )
-    _put(dashboard_url, [*others, dict(application)], http_port)
 
 
-def delete(dashboard_url: str, name: str) -> None:
-    """Take the application out of the set; Serve ends its replicas."""
-    _put(dashboard_url, _configs(dashboard_url, without=name), None)
+def _wait_until_gone(dashboard_url: str, name: str) -> None:
+    deadline = time.monotonic() + _GONE_TIMEOUT_S
+    while name in applications(dashboard_url):
+        if time.monotonic() > deadline:
+            raise ClusterError(f"the failed app {name} did not go within {_GONE_TIMEOUT_S:.0f} s. Try again.")
+        time.sleep(0.2)
 
 
 def _configs(dashboard_url: str, *, without: str) -> list[dict[str, Any]]:
     """Configs of the running applications, ``without`` one and those on their way out."""
     found = applications(dashboard_url).items()
     kept = [d for name, d in found if name != without and d["status"] != "DELETING"]
-    return [dict(details["deployed_app_config"]) for details in kept if details.get("deployed_app_config")]
+    return [dict(d["deployed_app_config"]) for d in kept if d.get("deployed_app_config")]
 
 
 def _put(dashboard_url: str, configs: list[dict[str, Any]], http_port: int | None) -> None:

@@ -117,7 +117,7 @@ def interpreter(name: str) -> Path:
     if given:
         if not Path(given).exists():
             raise EnvironmentFault(f"{variable} is {given}, which does not exist. Correct or unset it.")
-        return Path(given)
+        return Path(given).absolute()
     folder = environment_dir(name)
     if stamp(folder) is None:
         raise EnvironmentFault(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import getpass
+import hashlib
 import json
 import os
 import shutil
@@ -11,20 +10,21 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
+import psutil
 from pydantic import Field
 
 from cluster.code import code_snapshot
-from cluster.environments import interpreter
-from cluster.processes import free_port, is_alive, port_is_free
-from cluster.rest import answers, cluster_resources, head_ip
+from cluster.environments import cache_root, interpreter
+from cluster.lock import locked
+from cluster.processes import descendants, free_port, is_alive, kill_all, port_is_free
+from cluster.rest import answers, checked_url, cluster_resources, head_ip
 from runtime.core.config import ConfigModel, load_spec
 from runtime.core.errors import ClusterError, ConfigError
 from storage.commit import write_json
+from storage.store import open_store
 
 _SOCKET_PATH_BYTES = 107
 """Longest UNIX socket path; Ray's own part below the temp folder takes about 65 of it."""
@@ -96,6 +96,16 @@ def resources_of(spec: LocalClusterSpec) -> dict[str, float]:
     return {"CPU": float(spec.num_cpus), "GPU": float(found)}
 
 
+def dashboard_of(address: str | None) -> str | None:
+    """The dashboard at ``address``, or of the local cluster, or None when no local cluster runs.
+
+    Raises:
+        ConfigError: ``address`` is no http URL.
+    """
+    running = current()
+    return checked_url(address) if address else running.dashboard_url if running else None
+
+
 def up(spec: LocalClusterSpec | None = None) -> LocalCluster:
     """The running local cluster, started when there is none.
 
@@ -128,6 +138,11 @@ def _down() -> bool:
     if alive:
         os.kill(state["pid"], signal.SIGTERM)
         _wait_until_gone(state["pid"], state["create_time"], timeout_s=60)
+    elif is_alive(state["head_pid"], state["head_create_time"]):
+        # Somebody killed the supervisor. Ray's head is ending by itself; we do not wait for it.
+        kill_all([psutil.Process(state["head_pid"]), *descendants(state["head_pid"])])
+        _wait_until_gone(state["head_pid"], state["head_create_time"], timeout_s=60)
+        alive = True
     _supervisor_file().unlink(missing_ok=True)
     _cluster_file().unlink(missing_ok=True)
     return alive
@@ -158,7 +173,8 @@ def _start(spec: LocalClusterSpec) -> LocalCluster:
         _wait_until_up(supervisor, url, spec.start_timeout_s, log)
         state = json.loads(_supervisor_file().read_text())
         cluster = LocalCluster(
-            **state,
+            pid=state["pid"],
+            create_time=state["create_time"],
             address=f"{head_ip(url)}:{ports['gcs']}",
             dashboard_url=url,
             http_url=f"http://127.0.0.1:{ports['http']}",
@@ -203,7 +219,10 @@ def _environment() -> dict[str, str]:
         "PATH": core_bin + os.pathsep + os.environ.get("PATH", ""),
         "PYTHONPATH": str(code_snapshot()),
         "PYTHONUNBUFFERED": "1",
+        # Absolute: workers run in folders of their own.
         "TANDEM_HOME": str(home()),
+        "TANDEM_CACHE": str(cache_root()),
+        "TANDEM_STORE": open_store().uri,
         # Ray 2.60 turns token authentication on as soon as the account has a token file; this cluster
         # listens on 127.0.0.1 only (docs/decisions/local-cluster-without-token.md).
         "RAY_AUTH_MODE": "disabled",
@@ -215,7 +234,7 @@ def _environment() -> dict[str, str]:
 def _wait_until_up(process: subprocess.Popen[bytes], url: str, timeout_s: float, log: Path) -> None:
     deadline = time.monotonic() + timeout_s
     # The dashboard answers before the node has joined; a job sent in between would find no CPU.
-    while not (answers(f"{url}/api/version") and cluster_resources(url)["CPU"]):
+    while not (answers(f"{url}/api/version") and _has_joined(url)):
         if process.poll() is not None:
             raise ClusterError(f"Ray ended while starting. Last lines of {log}:\n{_tail(log)}")
         if time.monotonic() > deadline:
@@ -223,6 +242,13 @@ def _wait_until_up(process: subprocess.Popen[bytes], url: str, timeout_s: float,
                 f"Ray did not answer at {url} within {timeout_s:.0f} s. Last lines of {log}:\n{_tail(log)}"
             )
         time.sleep(0.1)
+
+
+def _has_joined(url: str) -> bool:
+    try:
+        return cluster_resources(url)["CPU"] > 0
+    except ClusterError:
+        return False  # the dashboard's other parts are still starting
 
 
 def _wait_until_gone(pid: int, create_time: float, *, timeout_s: float) -> None:
@@ -249,8 +275,11 @@ def _temp_dir() -> Path:
     """Ray's folder below our own, or a short one where the sockets' paths would become too long."""
     folder = home() / "ray"
     if len(str(folder)) + 65 > _SOCKET_PATH_BYTES:
-        folder = Path(tempfile.mkdtemp(prefix=f"tandem-{getpass.getuser()}-"))
-    folder.mkdir(parents=True, exist_ok=True)
+        mark = hashlib.sha256(str(home()).encode()).hexdigest()[:8]
+        folder = Path(tempfile.gettempdir()) / f"tandem-{os.getuid()}-{mark}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise ClusterError(f"{folder} belongs to somebody else. Set TANDEM_HOME to a shorter path.")
     _drop_old_sessions(folder)
     return folder
 
@@ -274,10 +303,6 @@ def _cluster_file() -> Path:
     return home() / "cluster.json"
 
 
-@contextmanager
-def _lock() -> Iterator[Any]:
+def _lock() -> AbstractContextManager[int]:
     """One ``up`` or ``down`` at a time. The kernel drops it when the holder dies."""
-    home().mkdir(parents=True, exist_ok=True)
-    with (home() / "cluster.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
+    return locked(home() / "cluster.lock", waiting_for="it starts or ends the local cluster")

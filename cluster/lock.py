@@ -24,7 +24,7 @@ def locked(file: Path, *, waiting_for: str) -> Iterator[int]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"Waiting: another process is building {waiting_for}", file=sys.stderr)
+            print(f"Waiting for another process: {waiting_for}", file=sys.stderr)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from runtime.core.errors import ClusterError
+from runtime.core.errors import ClusterError, ConfigError
 
 _TIMEOUT_S = 60.0
 
@@ -31,9 +31,9 @@ def call(method: str, dashboard_url: str, path: str, *, body: Any = None) -> Any
             f"{dashboard_url}{path}",
             json=body,
             timeout=_TIMEOUT_S,
-            trust_env=_is_remote(dashboard_url),
+            trust_env=is_remote(dashboard_url),
         )
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ClusterError(
             f"Ray's dashboard at {dashboard_url} does not answer ({type(error).__name__}: {error}). "
             "Check the address, or start a local cluster with `tandem up`."
@@ -42,7 +42,27 @@ def call(method: str, dashboard_url: str, path: str, *, body: Any = None) -> Any
         raise ClusterError(
             f"Ray's dashboard refused {method} {path} ({reply.status_code}): {reply.text[:2000]}"
         )
-    return reply.json() if reply.content else None
+    try:
+        return reply.json() if reply.content else None
+    except ValueError:
+        raise ClusterError(
+            f"{dashboard_url} answers, but not as Ray's dashboard does. Check the address: the dashboard's "
+            "port is 8265 unless it was started with another."
+        ) from None
+
+
+def checked_url(address: str) -> str:
+    """A dashboard's address as the other functions take it.
+
+    Raises:
+        ConfigError: it is no http URL.
+    """
+    if not address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"address is {address!r}. Give the dashboard's URL, such as http://head:8265, or nothing for "
+            "the local cluster."
+        )
+    return address.rstrip("/")
 
 
 def cluster_resources(dashboard_url: str) -> dict[str, float]:
@@ -69,6 +89,6 @@ def _living_nodes(dashboard_url: str) -> list[dict[str, Any]]:
     return [node for node in reply["data"]["result"]["result"] if node["state"] == "ALIVE"]
 
 
-def _is_remote(url: str) -> bool:
+def is_remote(url: str) -> bool:
     """A proxy from the environment is for other machines, never for this one."""
     return "//127.0.0.1" not in url and "//localhost" not in url

@@ -13,7 +13,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -22,19 +25,20 @@ import psutil
 from cluster.processes import become_subreaper, descendants, die_with_parent, kill_all
 from storage.commit import write_json
 
-_POLITE_S = 6.0
-"""Time for Ray and vLLM to end by themselves before SIGKILL."""
+_HEAD_S = 6.0
+"""Time for Ray to end its own processes before SIGKILL."""
 
+_OTHERS_S = 1.0
+"""Time for the rest, once Ray has ended: workers see it and go by themselves."""
 
-class _Stop(Exception):
-    pass
+_POLL_S = 0.05
+
+_told_to_stop = threading.Event()
 
 
 def _on_signal(_number: int, _frame: FrameType | None) -> None:
-    # Once is enough: a second signal must not interrupt the clean-up.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise _Stop
+    # No exception: it could interrupt the clean-up, and orphan what is left.
+    _told_to_stop.set()
 
 
 def main(arguments: list[str]) -> int:
@@ -43,40 +47,52 @@ def main(arguments: list[str]) -> int:
     become_subreaper()
     signal.signal(signal.SIGTERM, _on_signal)
     signal.signal(signal.SIGINT, _on_signal)
-    code = 0
-    head: subprocess.Popen[bytes] | None = None
-    try:
-        me = psutil.Process()
-        write_json(state_file, {"pid": me.pid, "create_time": me.create_time()})
-        # This process has one thread, so running code between fork and exec is safe.
-        head = subprocess.Popen(command, preexec_fn=die_with_parent)  # noqa: PLW1509
-        code = _wait_and_reap(head.pid)
-    except _Stop:
-        pass
-    finally:
-        _end_everything(head)
-        state_file.unlink(missing_ok=True)
+    # This process has one thread, so running code between fork and exec is safe.
+    head = subprocess.Popen(command, preexec_fn=die_with_parent)  # noqa: PLW1509
+    write_json(state_file, _state(head.pid))
+    code = _wait_and_reap(head.pid)
+    _end_everything(head.pid)
+    state_file.unlink(missing_ok=True)
     return code
 
 
+def _state(head_pid: int) -> dict[str, float]:
+    """Who we are and who Ray's head is: should we be killed, `tandem down` waits for the head's end."""
+    me, head = psutil.Process(), psutil.Process(head_pid)
+    return {
+        "pid": me.pid,
+        "create_time": me.create_time(),
+        "head_pid": head.pid,
+        "head_create_time": head.create_time(),
+    }
+
+
 def _wait_and_reap(head_pid: int) -> int:
-    """Reap adopted orphans as they end; return when Ray's head has ended."""
-    while True:
-        pid, status = os.wait()
+    """Reap adopted orphans as they end; return when told to stop or when Ray's head has ended."""
+    while not _told_to_stop.is_set():
+        pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == head_pid:
             return os.waitstatus_to_exitcode(status)
+        if pid == 0:
+            _told_to_stop.wait(_POLL_S)
+    return 0
 
 
-def _end_everything(head: subprocess.Popen[bytes] | None) -> None:
-    if head is not None:
-        _signal(head.pid, signal.SIGTERM)
-    deadline = time.monotonic() + _POLITE_S
-    while _reap() and time.monotonic() < deadline:
-        time.sleep(0.05)
+def _end_everything(head_pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(head_pid, signal.SIGTERM)
+    _wait_while(lambda: _reap() and psutil.pid_exists(head_pid), timeout_s=_HEAD_S)
+    _wait_while(_reap, timeout_s=_OTHERS_S)
     # New processes may be forked, and orphans adopted, while we kill: repeat until none is left.
     while _reap():
         kill_all(descendants(os.getpid()))
-        time.sleep(0.05)
+        time.sleep(_POLL_S)
+
+
+def _wait_while(condition: Callable[[], bool], *, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while condition() and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
 
 
 def _reap() -> bool:
@@ -87,13 +103,6 @@ def _reap() -> bool:
     except ChildProcessError:
         return False
     return True
-
-
-def _signal(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return
 
 
 if __name__ == "__main__":

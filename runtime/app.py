@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cluster import applications
-from cluster.rest import call
-from runtime.core.errors import ServeError
+from cluster.rest import is_remote
+from runtime.core.errors import ClusterError, ServeError, WaitTimeout
 from runtime.show import table_html
 from serve_apps.status import why
 
@@ -28,49 +28,47 @@ class App:
     @property
     def status(self) -> str:
         """Serve's word: ``DEPLOYING``, ``RUNNING``, ``DEPLOY_FAILED``, ``UNHEALTHY``, ``NOT_STARTED``, ..."""
-        return str(self._details().get("status", "NOT_STARTED"))
+        return str(self.describe()["status"])
 
     @property
     def url(self) -> str:
         """Where it answers, without ``/v1``."""
-        serve = call("GET", self.dashboard_url, "/api/serve/applications/")
-        port = (serve.get("http_options") or {}).get("port", 8000)
-        host = urlsplit(self.dashboard_url).hostname
-        prefix = str(self._details().get("route_prefix") or "/")
-        return f"http://{host}:{port}{prefix}".rstrip("/")
+        return str(self.describe()["url"]).removesuffix("/v1")
 
     @property
     def model(self) -> str | None:
         """The model version that it serves."""
-        return (self._details().get("deployed_app_config") or {}).get("args", {}).get("model")
+        return self.describe()["model"]
+
+    @property
+    def message(self) -> str:
+        """The cause of the status, without tracebacks; empty when all is well."""
+        return self.describe()["message"] or ""
 
     def wait(self, timeout_s: float = 600) -> App:
         """Return when it answers.
 
         Raises:
             ServeError: it failed to deploy; holds the replica's own message. Or it is gone.
-            TimeoutError: it does not answer after ``timeout_s``; it is left alone.
+            WaitTimeout: it does not answer after ``timeout_s``; it is left alone.
         """
         deadline = time.monotonic() + timeout_s
         while (status := self.status) != "RUNNING":
             if status in ("DEPLOY_FAILED", "NOT_STARTED", "DELETING"):
                 raise ServeError(f"app {self.name} is {status}: {self.message or 'it is not deployed'}")
             if time.monotonic() > deadline:
-                raise TimeoutError(f"app {self.name} is still {status} after {timeout_s:.0f} s")
+                raise WaitTimeout(f"app {self.name} is still {status} after {timeout_s:.0f} s")
             time.sleep(_POLL_S)
         return self
 
-    @property
-    def message(self) -> str:
-        """The cause of the status, without tracebacks; empty when all is well."""
-        return why(self._details())
-
     def openai(self) -> OpenAI:
         """An ``openai`` client that asks this app. Waits until the app answers."""
-        from openai import OpenAI
+        from openai import DefaultHttpxClient, OpenAI
 
         self.wait()
-        return OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=600)
+        # A proxy from the environment is for other machines, never for this one.
+        http_client = DefaultHttpxClient(trust_env=is_remote(self.url))
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=600, http_client=http_client)
 
     def chat(self, messages: str | Iterable[Mapping[str, Any]], **parameters: Any) -> str:
         """The model's reply to a question, or to a list of chat messages.
@@ -80,38 +78,53 @@ class App:
             parameters: More fields of a chat completion (``temperature``, ``max_tokens``, ...).
         """
         asked = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-        create: Any = self.openai().chat.completions.create
-        reply = create(model=self.name, messages=asked, **parameters)
+        with self.openai() as client:
+            create: Any = client.chat.completions.create
+            reply = create(model=self.name, messages=asked, **parameters)
         return str(reply.choices[0].message.content)
 
     def stop(self, timeout_s: float = 120) -> None:
         """Delete the app and return when its replicas have ended.
 
         Raises:
-            TimeoutError: replicas still run after ``timeout_s``.
+            WaitTimeout: replicas still run after ``timeout_s``.
         """
         applications.delete(self.dashboard_url, self.name)
         deadline = time.monotonic() + timeout_s
         while self.status != "NOT_STARTED":
             if time.monotonic() > deadline:
-                raise TimeoutError(f"app {self.name} still has replicas after {timeout_s:.0f} s")
+                raise WaitTimeout(f"app {self.name} still has replicas after {timeout_s:.0f} s")
             time.sleep(_POLL_S)
 
     def describe(self) -> dict[str, Any]:
-        """The app as plain data, for tables and ``--json``."""
+        """The app as plain data, for tables and ``--json``: one look at Serve.
+
+        Raises:
+            ClusterError: the cluster does not answer.
+        """
+        serve = applications.details(self.dashboard_url)
+        details = (serve.get("applications") or {}).get(self.name, {})
+        port = (serve.get("http_options") or {}).get("port", 8000)
+        host = urlsplit(self.dashboard_url).hostname
+        prefix = str(details.get("route_prefix") or "/").rstrip("/")
         return {
             "name": self.name,
-            "status": self.status,
-            "model": self.model,
-            "url": f"{self.url}/v1",
-            "message": self.message or None,
+            "status": details.get("status", "NOT_STARTED"),
+            "model": (details.get("deployed_app_config") or {}).get("args", {}).get("model"),
+            "url": f"http://{host}:{port}{prefix}/v1",
+            "message": why(details) or None,
         }
 
     def __repr__(self) -> str:
-        return f"App({self.name!r}, status={self.status!r}, url={self.url!r})"
+        shown = self._shown()
+        return f"App({self.name!r}, status={shown['status']!r}, url={shown.get('url')!r})"
 
     def _repr_html_(self) -> str:
-        return table_html([self.describe()])
+        return table_html([self._shown()])
 
-    def _details(self) -> dict[str, Any]:
-        return applications.applications(self.dashboard_url).get(self.name, {})
+    def _shown(self) -> dict[str, Any]:
+        """What to show; a notebook outlives its cluster, and looking at a cell must not fail."""
+        try:
+            return self.describe()
+        except ClusterError:
+            return {"name": self.name, "status": "UNREACHABLE"}

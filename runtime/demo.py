@@ -73,7 +73,7 @@ SERVE_SPEC: dict[str, Any] = {
     "model": NAME,
     "route_prefix": "/",
     "engine": {"max_model_len": 256, "max_num_seqs": 16},
-    "resources": {"cpus": 0.5, "gpus": 0},
+    "resources": {"cpus": 0.5},
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from runtime.doctor import Report, size
 
@@ -15,7 +16,7 @@ def print_report(report: Report) -> None:
     console.print(_machine_table(report))
     for kind, colour, lines in (("Warning", "yellow", report.warnings), ("Problem", "red", report.problems)):
         for line in lines:
-            console.print(f"[{colour}]{kind}:[/]", line, markup=True, soft_wrap=True, highlight=False)
+            console.print(Text(f"{kind}:", style=colour), Text(line), soft_wrap=True)
     if not report.problems:
         console.print("[green]Everything needed works.[/]")
 

@@ -30,13 +30,12 @@ def serve_plan(spec: Path, address: str | None, store: str | None) -> ServePlan:
     """The plan of a serve spec."""
     with blamed_on(spec):
         resolved = load_spec(ServeSpec, spec)
-        return plan_serve(resolved, store=open_store(store), cluster_resources=_resources(address))
+        return plan_serve(
+            resolved, store=open_store(resolved.store or store), cluster_resources=_resources(address)
+        )
 
 
 def _resources(address: str | None) -> dict[str, float]:
     """Those of the cluster at ``address``, of the local one, or of the one that ``tandem up`` would start."""
-    running = local.current()
-    url = address or (running.dashboard_url if running else None)
-    if url:
-        return cluster_resources(url)
-    return local.resources_of(local.LocalClusterSpec())
+    url = local.dashboard_of(address)
+    return cluster_resources(url) if url else local.resources_of(local.LocalClusterSpec())

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from cluster import jobs, local
-from runtime.core.errors import ClusterError, RunFailed
+from runtime.core.errors import ClusterError, RunFailed, WaitTimeout
 from runtime.show import loss_figure_html, table_html
 from storage.runs import RunFolder
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _POLL_S = 0.5
+_GONE = "the cluster that ran it is gone"
 
 
 class Run:
@@ -35,7 +36,10 @@ class Run:
 
     @property
     def status(self) -> str:
-        """``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED`` or ``STOPPED``, in Ray's words."""
+        """``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED`` or ``STOPPED``, in Ray's words.
+
+        ``UNKNOWN`` where the cluster that runs it does not answer.
+        """
         return self._state()[0]
 
     @property
@@ -53,12 +57,12 @@ class Run:
 
         Raises:
             RunFailed: it failed or was stopped; holds the worker's last error line and the log's place.
-            TimeoutError: it still goes on after ``timeout_s``; the run is left alone.
+            WaitTimeout: it still goes on after ``timeout_s``; the run is left alone.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while self.status not in ENDED:
             if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"run {self.run_id} still goes on after {timeout_s:.0f} s")
+                raise WaitTimeout(f"run {self.run_id} still goes on after {timeout_s:.0f} s")
             time.sleep(_POLL_S)
         self.raise_if_failed()
         return self
@@ -116,10 +120,11 @@ class Run:
             return str(result["status"]).upper(), result.get("error")
         try:
             job = jobs.details(self._dashboard_url(), self._submission_id())
-        except ClusterError:
-            job = None
+        except ClusterError as error:
+            # Not to be told from a network that fails for a moment, but for a cluster of this machine.
+            return ("STOPPED", _GONE) if self._was_local_and_ended() else ("UNKNOWN", str(error))
         if job is None:
-            return "STOPPED", "the cluster that ran it is gone"
+            return "STOPPED", _GONE
         status = str(job["status"])
         if status not in jobs.ENDED:
             return status, None
@@ -143,6 +148,10 @@ class Run:
             f"run {self.run_id} was submitted to {record.get('address') or 'an unknown cluster'}, which "
             f"is not the local cluster. Ask Ray there: ray job status {self._submission_id()}."
         )
+
+    def _was_local_and_ended(self) -> bool:
+        url, cluster = str(self.folder.record().get("dashboard_url", "")), local.current()
+        return url.startswith("http://127.0.0.1:") and (cluster is None or cluster.dashboard_url != url)
 
     def _submission_id(self) -> str:
         return str(self.folder.record().get("submission_id") or self.run_id)

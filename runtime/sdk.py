@@ -19,11 +19,12 @@ from typing import Any
 from cluster import applications, jobs, local
 from cluster.code import code_snapshot
 from cluster.environments import check_pair
-from cluster.rest import cluster_resources, ray_version
+from cluster.rest import checked_url, cluster_resources, ray_version
 from runtime.app import App
 from runtime.core.config import blamed_on, load_spec, origin_of
 from runtime.core.errors import ConfigError, EnvironmentFault
 from runtime.run import Run
+from runtime.show import table_html
 from serve_apps.plan import ServePlan, plan_serve
 from serve_apps.spec import ServeSpec
 from storage.store import ModelVersion, Store, open_store
@@ -51,12 +52,15 @@ class Tandem:
     def __init__(self, address: str | None = None, *, store: str | None = None) -> None:
         self.store: Store = open_store(store)
         self._local = local.up() if address is None else None
-        self.dashboard_url = self._local.dashboard_url if self._local else _checked_url(str(address))
+        self.dashboard_url = self._local.dashboard_url if self._local else checked_url(str(address))
         if not self._local:
             _same_ray(self.dashboard_url)
 
     def __repr__(self) -> str:
         return f"Tandem({self.dashboard_url!r}, store={self.store.uri!r})"
+
+    def _repr_html_(self) -> str:
+        return table_html([{"dashboard": self.dashboard_url, "store": self.store.uri}])
 
     # training
 
@@ -75,13 +79,20 @@ class Tandem:
         folder = self.store.new_run(resolved.name, resolved.to_json())
         arguments = ["run", str(folder.path / "spec.json"), "--store", self.store.uri, "--run", folder.run_id]
         folder.update_record(dashboard_url=self.dashboard_url, submission_id=folder.run_id)
-        jobs.submit(
-            self.dashboard_url,
-            f"python -m train_jobs {shlex.join(arguments)}",
-            submission_id=folder.run_id,
-            env_vars=self._code(),
-            metadata={"run": folder.run_id, "store": self.store.uri},
-        )
+        try:
+            jobs.submit(
+                self.dashboard_url,
+                f"python -m train_jobs {shlex.join(arguments)}",
+                submission_id=folder.run_id,
+                env_vars=self._code(),
+                metadata={"run": folder.run_id, "store": self.store.uri},
+            )
+        except BaseException as error:
+            # The job removes this result should it have begun all the same.
+            folder.write_result(
+                {"status": "failed", "error": f"not submitted: {error or type(error).__name__}"}
+            )
+            raise
         return Run(folder)
 
     def runs(self, name: str | None = None) -> list[Run]:
@@ -97,9 +108,9 @@ class Tandem:
     def plan_serve(self, spec: ServeSource) -> ServePlan:
         """What ``serve`` would do, checked against store and cluster; nothing is deployed."""
         with blamed_on(spec):
-            return plan_serve(
-                load_spec(ServeSpec, spec), store=self.store, cluster_resources=self.resources()
-            )
+            resolved = load_spec(ServeSpec, spec)
+            store = open_store(resolved.store) if resolved.store else self.store
+            return plan_serve(resolved, store=store, cluster_resources=self.resources())
 
     def serve(self, spec: ServeSource) -> App:
         """Deploy a serve app, or replace the one of the same name, and return at once.
@@ -162,15 +173,6 @@ class Tandem:
     def _code(self) -> dict[str, str]:
         """Environment that gives workers this process' code; a remote cluster's image has its own."""
         return {"PYTHONPATH": str(code_snapshot())} if self._local else {}
-
-
-def _checked_url(address: str) -> str:
-    if not address.startswith(("http://", "https://")):
-        raise ConfigError(
-            f"address is {address!r}. Give the dashboard's URL, such as http://head:8265, or nothing for "
-            "the local cluster."
-        )
-    return address.rstrip("/")
 
 
 def _same_ray(dashboard_url: str) -> None:

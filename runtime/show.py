@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, title: str = "") -> None:
@@ -19,7 +20,8 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, ti
     longest = max((len(_cell(row.get(first))) for row in rows), default=0)
     table = Table(Column(first, min_width=longest), *others, title=title or None, title_justify="left")
     for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
+        # As text: brackets in an engine's message are no markup.
+        table.add_row(*(Text(_cell(row.get(column))) for column in columns))
     Console().print(table)
 
 

@@ -18,12 +18,6 @@ from storage.store import open_store
 _NEWEST = 5
 
 
-def dashboard_of(address: str | None) -> str | None:
-    """The dashboard at ``address``, or of the local cluster, or None when no local cluster runs."""
-    running = local.current()
-    return address or (running.dashboard_url if running else None)
-
-
 def print_status(address: str | None, store: str | None, *, as_json: bool) -> None:
     """Print cluster, apps and the newest runs."""
     data = collect(address, store)
@@ -41,7 +35,7 @@ def print_status(address: str | None, store: str | None, *, as_json: bool) -> No
 
 def collect(address: str | None, store: str | None) -> dict[str, Any]:
     """Cluster (or None), apps and the newest runs as plain data."""
-    url = dashboard_of(address)
+    url = local.dashboard_of(address)
     runs = [Run(folder).describe() for folder in open_store(store).runs()[-_NEWEST:]]
     if url is None:
         return {"cluster": None, "apps": [], "runs": runs}
@@ -63,7 +57,7 @@ def stop_anything(name: str, address: str | None, store: str | None) -> str:
         ConfigError: neither exists.
         ClusterError: no cluster runs.
     """
-    url = dashboard_of(address)
+    url = local.dashboard_of(address)
     if url is None:
         raise ClusterError(
             "no local cluster runs, so nothing is to be stopped. Name a remote one with --address."

@@ -77,6 +77,11 @@ def plan_serve(spec: ServeSpec, *, store: Store, cluster_resources: Mapping[str,
             "\n".join([f"serve app {spec.name} cannot be deployed.", *(f"  {f}" for f in found)])
         )
     model = store.model(spec.model)
+    if model.is_adapter:
+        raise ConfigError(
+            f"model is {model.ref!r}, an adapter over {model.base}. Adapters cannot be served yet: train "
+            "with llamafactory.finetuning_type: full, or merge the adapter into its base first."
+        )
     gpus = spec.resources.gpus
     gpus = _default_gpus(cluster_resources) if gpus is None else gpus
     _check_parallel(spec.engine, model, gpus)

@@ -24,7 +24,16 @@ class Dataset:
 
     def info(self) -> dict[str, Any]:
         """The entry in ``dataset_info.json``."""
-        return dict(json.loads((self.path / "dataset_info.json").read_text())[self.name])
+        try:
+            entries = json.loads((self.path / "dataset_info.json").read_text())
+            return dict(entries[self.name])
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"dataset {self.name}: {self.path}/dataset_info.json: {error}.") from None
+        except KeyError:
+            raise ConfigError(
+                f"dataset {self.name}: {self.path}/dataset_info.json has no entry of that name, but "
+                f"{', '.join(entries) or 'none'}. Rename the folder or the entry."
+            ) from None
 
 
 def write_dataset(final: Path, rows: Iterable[Mapping[str, Any]], info: Mapping[str, Any] | None) -> Dataset:

@@ -42,6 +42,16 @@ class ModelVersion:
         """``name/version``, or the folder's path: what a spec's ``model`` takes."""
         return f"{self.name}/{self.version}" if self.version else str(self.path)
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether it is a LoRA adapter, which is of no use without its base."""
+        return self.manifest is not None and self.manifest.kind == "adapter"
+
+    @property
+    def base(self) -> str | None:
+        """The version that it was trained from, where that is known."""
+        return self.manifest.base if self.manifest else None
+
     def config(self) -> dict[str, Any]:
         """The model's own ``config.json``; empty where there is none (an adapter)."""
         file = self.path / "config.json"

@@ -54,7 +54,13 @@ def wait_for(condition: Callable[[], T], what: str, timeout_s: float = DEADLINE_
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A TANDEM_HOME and TANDEM_STORE for this session: a test never touches the user's own."""
     folder = tmp_path_factory.mktemp("home")
-    settings = {"TANDEM_HOME": str(folder), "TANDEM_STORE": str(folder / "store"), "PYTHONPATH": str(ROOT)}
+    settings = {
+        "TANDEM_HOME": str(folder),
+        "TANDEM_STORE": str(folder / "store"),
+        "PYTHONPATH": str(ROOT),
+        # The tests' clusters have no GPU, whatever the machine has.
+        "TANDEM_FLAVOUR": "cpu",
+    }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     yield folder

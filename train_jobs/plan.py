@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from runtime.core.config import ConfigModel
 from runtime.core.errors import ConfigError
 from storage.runs import RunFolder
-from storage.store import Store
+from storage.store import ModelVersion, Store
 from train_jobs import arguments, deepspeed_presets
 from train_jobs.spec import Publish, TrainSpec
 
@@ -113,7 +113,7 @@ def plan_train(
         ConfigError: every fault of the spec, one a line, each with field, value, reason and remedy.
     """
     faults = arguments.faults(spec.llamafactory)
-    model = _tried(lambda: store.model(spec.model, field="model"), faults)
+    model = _tried(lambda: _base_model(spec, store), faults)
     dataset_info = _tried(lambda: _dataset_info(spec, store), faults)
     deepspeed = _tried(lambda: deepspeed_presets.resolve(spec.deepspeed), faults)
     gpus_per_worker = _gpus_per_worker(spec, cluster_resources)
@@ -144,6 +144,16 @@ def _tried(look_up: Callable[[], Found], faults: list[str]) -> Found | None:
     except ConfigError as error:
         faults.append(str(error))
         return None
+
+
+def _base_model(spec: TrainSpec, store: Store) -> ModelVersion:
+    model = store.model(spec.model, field="model")
+    if model.is_adapter:
+        raise ConfigError(
+            f"model is {model.ref!r}, an adapter over {model.base}, which holds no weights to start from. "
+            f"Set model: {model.base}; to train it further, llamafactory.adapter_name_or_path: {model.path}."
+        )
+    return model
 
 
 def _dataset_info(spec: TrainSpec, store: Store) -> dict[str, Any]:

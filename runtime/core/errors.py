@@ -49,5 +49,9 @@ class RunFailed(TandemError):
         return type(self), (self.run_id, self.reason, self.log)
 
 
+class WaitTimeout(TandemError, TimeoutError):
+    """What was waited for did not happen in time; it goes on."""
+
+
 class ServeError(TandemError):
     """A serve app could not be deployed, or its endpoint did not answer."""

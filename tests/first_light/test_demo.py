@@ -9,11 +9,14 @@ import threading
 import httpx
 import pytest
 
-from runtime.core.errors import RunFailed
+from runtime.core.errors import ConfigError, RunFailed
 from runtime.demo import TRAIN_SPEC
 from runtime.run import Run
 from tests.conftest import ROOT, wait_for
 from tests.first_light.conftest import Demo
+
+SHORT = {**TRAIN_SPEC["llamafactory"], "max_steps": 12}
+"""The demo's recipe, cut short."""
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -93,12 +96,7 @@ def test_an_unknown_model_is_answered_as_openai_does(demo: Demo):
 
 def test_a_model_trains_while_another_answers_on_the_same_cluster(demo: Demo):
     tandem = demo.cluster.tandem()
-    spec = {
-        **TRAIN_SPEC,
-        "name": "beside",
-        "llamafactory": {**TRAIN_SPEC["llamafactory"], "max_steps": 12},
-        "publish": None,
-    }
+    spec = {**TRAIN_SPEC, "name": "beside", "llamafactory": SHORT, "publish": None}
     question, answer = demo.questions[0]
     during, stop = [], threading.Event()
 
@@ -176,11 +174,37 @@ def test_a_notebook_trains_and_serves(demo: Demo):
     assert "SUCCEEDED" in shown
 
 
-def test_the_http_examples_work_as_they_stand(demo: Demo):
-    """The second door."""
-    for command in (["bash", "examples/http/ask.sh"], [sys.executable, "examples/http/ask.py"]):
-        done = subprocess.run(
-            [*command, demo.app.url, "docstrings"], capture_output=True, text=True, cwd=ROOT, check=False
-        )
+def test_a_cluster_is_reached_by_its_address_too(demo: Demo):
+    from runtime import Tandem
+
+    remote = Tandem(demo.cluster.dashboard_url, store=demo.cluster.store.uri)
+    question, answer = demo.questions[7]
+    assert remote.app("docstrings").chat(question, temperature=0, max_tokens=64) == answer
+    # The code and the environments of the cluster itself, as on a machine that is not ours.
+    run = remote.train({**TRAIN_SPEC, "name": "remote", "llamafactory": SHORT, "publish": None})
+    assert run.wait(timeout_s=300).status == "SUCCEEDED"
+    assert "SUCCEEDED" in run._repr_html_()
+    with pytest.raises(ConfigError, match="app 'nobody' is not deployed. Deployed: docstrings"):
+        remote.app("nobody")
+
+
+def test_a_path_that_is_taken_is_refused_with_the_apps_name(demo: Demo):
+    with pytest.raises(ConfigError, match=r"route_prefix is '/', where the app 'docstrings' answers"):
+        demo.cluster.tandem().serve({"name": "second", "model": "docstrings", "route_prefix": "/"})
+
+
+def test_the_serve_example_is_served_asked_and_ended_by_the_command_line(
+    demo: Demo, tandem_command: list[str]
+):
+    def command(*words: str) -> str:
+        done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.strip()
+        return done.stdout
+
+    url = f"{demo.cluster.http_url}/docstrings"
+    assert f"{url}/v1" in command(*tandem_command, "serve", "examples/serve/docstrings.yaml")
+    # The example has the demo's name: the app moved from / to /docstrings.
+    assert demo.app.url == url
+    assert "[DONE]" in command("bash", "examples/http/ask.sh", url, "docstrings")
+    assert "docstrings" in command(sys.executable, "examples/http/ask.py", url, "docstrings")
+    assert command(*tandem_command, "stop", "docstrings") == "App docstrings has ended.\n"

@@ -124,6 +124,43 @@ def test_a_wrong_spec_is_refused_in_one_message_with_exit_code_2(run, spec, comm
     assert done.stdout == ""
 
 
+def test_a_spec_may_name_its_own_store(run, spec, tmp_path: Path):
+    from storage.store import open_store
+
+    other = open_store(str(tmp_path / "other store"))
+    other.publish_model(tmp_path / "m", "elsewhere")
+    plan = json.loads(
+        run("serve", spec({**SERVE, "model": "elsewhere", "store": other.uri}), "--dry-run").stdout
+    )
+    assert plan["model_path"] == str(other.root / "models" / "elsewhere" / "v1")
+
+
+def test_an_adapter_is_refused_where_whole_weights_are_needed(run, spec, tmp_path: Path):
+    from storage.store import open_store
+
+    (tmp_path / "m" / "adapter_config.json").write_text("{}")
+    store = open_store(str(tmp_path / "store"))
+    store.publish_model(tmp_path / "m", "lora", kind="adapter", base="base/v1")
+    for command, data in (("train", TRAIN), ("serve", SERVE)):
+        done = run(command, spec({**data, "model": "lora"}), "--dry-run")
+        assert done.returncode == 2
+        assert "model is 'lora/v1', an adapter over base/v1" in done.stderr
+
+
+def test_an_address_that_is_none_and_a_store_that_cannot_be_are_refused(run, spec):
+    done = run("train", spec(TRAIN), "--address", "head:8265")
+    assert (done.returncode, "Give the dashboard's URL" in done.stderr) == (2, True), done.stderr
+    done = run("models", "--store", "/proc/none")
+    assert (done.returncode, "'/proc/none' cannot be used" in done.stderr) == (1, True), done.stderr
+
+
+def test_brackets_in_a_message_are_shown_as_they_are(capsys):
+    from runtime.show import print_table
+
+    print_table([{"name": "a", "message": "[type=value_error] see [/v1/models]"}], ["name", "message"])
+    assert "[type=value_error] see [/v1/models]" in capsys.readouterr().out
+
+
 def test_what_does_not_exist_is_answered_without_a_traceback(run):
     for words in (["logs", "nobody"], ["train", "nowhere.yaml"], ["serve", "nowhere.yaml"]):
         done = run(*words)

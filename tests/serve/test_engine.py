@@ -206,7 +206,7 @@ def test_two_workers_hold_one_model_and_all_end_with_the_app(inputs: TestCluster
     wait_for(lambda: not any(process.is_running() for process in processes), "all processes gone", 30)
 
 
-def test_a_model_that_does_not_load_fails_with_vllms_own_error_line(inputs: TestCluster, tmp_path: Path):
+def test_a_model_that_does_not_load_says_why_and_is_served_once_it_is_repaired(inputs: TestCluster, tmp_path: Path):
     broken = tmp_path / "broken"
     shutil.copytree(inputs.store.model(BASE).path, broken)
     config = json.loads((broken / "config.json").read_text())
@@ -216,6 +216,9 @@ def test_a_model_that_does_not_load_fails_with_vllms_own_error_line(inputs: Test
     assert state["status"] == "DEPLOY_FAILED"
     assert why(state).startswith(f"vLLM could not start with {broken}: ")
     assert "See root cause" not in why(state) and str(config["intermediate_size"]) in why(state)
+    # The same spec again: to Serve an unchanged config would mean that nothing is to be done.
+    shutil.copy(inputs.store.model(BASE).path / "config.json", broken)
+    assert deploy(inputs, name="broken", model=str(broken))["status"] == "RUNNING"
     delete(inputs, "broken")
 
 

@@ -123,6 +123,16 @@ def test_a_dataset_is_llamafactorys_own_layout(store: Store):
         store.add_dataset("empty", [])
 
 
+def test_a_dataset_folder_of_the_wild_says_what_its_file_lacks(store: Store):
+    folder = store.root / "datasets" / "wild"
+    folder.mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"dataset_info\.json: .*No such file"):
+        store.dataset("wild").info()
+    (folder / "dataset_info.json").write_text('{"tame": {}}')
+    with pytest.raises(ConfigError, match="no entry of that name, but tame"):
+        store.dataset("wild").info()
+
+
 def test_a_run_keeps_its_spec_metrics_and_result(store: Store):
     run = store.new_run("r", '{"name": "r"}')
     assert (run.spec_json(), run.metrics(), run.result()) == ('{"name": "r"}', [], None)
