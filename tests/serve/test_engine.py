@@ -206,7 +206,9 @@ def test_two_workers_hold_one_model_and_all_end_with_the_app(inputs: TestCluster
     wait_for(lambda: not any(process.is_running() for process in processes), "all processes gone", 30)
 
 
-def test_a_model_that_does_not_load_says_why_and_is_served_once_it_is_repaired(inputs: TestCluster, tmp_path: Path):
+def test_a_model_that_does_not_load_says_why_and_is_served_once_it_is_repaired(
+    inputs: TestCluster, tmp_path: Path
+):
     broken = tmp_path / "broken"
     shutil.copytree(inputs.store.model(BASE).path, broken)
     config = json.loads((broken / "config.json").read_text())
