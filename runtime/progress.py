@@ -19,6 +19,7 @@ def follow(run: Run, console: Console) -> None:
 
     Raises:
         RunFailed: it failed or was stopped.
+        ClusterError: the cluster has not answered for two minutes; the run may go on.
     """
     columns = (
         SpinnerColumn(),
@@ -35,7 +36,7 @@ def follow(run: Run, console: Console) -> None:
         while status not in ENDED:
             _update(bar, task, run)
             if time.monotonic() >= next_status_s:
-                status = run.status
+                status = run.poll()
                 next_status_s = time.monotonic() + 3 * _POLL_S
             time.sleep(_POLL_S)
         _update(bar, task, run)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _POLL_S = 0.5
+_UNKNOWN_S = 120.0
 _GONE = "the cluster that ran it is gone"
 
 
@@ -23,6 +24,7 @@ class Run:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+        self._unknown_since_s: float | None = None
 
     @property
     def run_id(self) -> str:
@@ -58,14 +60,32 @@ class Run:
         Raises:
             RunFailed: it failed or was stopped; holds the worker's last error line and the log's place.
             WaitTimeout: it still goes on after ``timeout_s``; the run is left alone.
+            ClusterError: the cluster has not answered for two minutes; the run may go on.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while self.status not in ENDED:
+        while self.poll() not in ENDED:
             if deadline is not None and time.monotonic() > deadline:
                 raise WaitTimeout(f"run {self.run_id} still goes on after {timeout_s:.0f} s")
             time.sleep(_POLL_S)
         self.raise_if_failed()
         return self
+
+    def poll(self) -> str:
+        """``status`` for a loop that waits.
+
+        Raises:
+            ClusterError: it has been ``UNKNOWN`` for two minutes. A network may fail for a moment.
+        """
+        status, error = self._state()
+        if status != "UNKNOWN":
+            self._unknown_since_s = None
+            return status
+        now = time.monotonic()
+        if self._unknown_since_s is None:
+            self._unknown_since_s = now
+        if now - self._unknown_since_s > _UNKNOWN_S:
+            raise ClusterError(f"run {self.run_id} cannot be watched any longer: {error}")
+        return status
 
     def raise_if_failed(self) -> None:
         """Raise RunFailed when the run has ended without success."""
