@@ -45,6 +45,9 @@ class LocalClusterSpec(ConfigModel):
     http_port: int = Field(8000, ge=0, le=65535)
     """Port of the serving endpoint. 0: any free one."""
 
+    store: str | None = None
+    """Store of jobs and apps that name none. Default: ``$TANDEM_STORE``, else ``~/.tandem/store``."""
+
     start_timeout_s: float = Field(120, gt=0)
     """How long to wait for Ray before giving up."""
 
@@ -164,7 +167,7 @@ def _start(spec: LocalClusterSpec) -> LocalCluster:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=_environment(),
+            env=_environment(spec),
             cwd=home(),
             start_new_session=True,
         )
@@ -210,7 +213,7 @@ def _ray_start(spec: LocalClusterSpec, ports: dict[str, int], temp_dir: Path) ->
     ]
 
 
-def _environment() -> dict[str, str]:
+def _environment(spec: LocalClusterSpec) -> dict[str, str]:
     """The head's environment, which every worker of the cluster inherits."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON", "VIRTUAL_ENV"))}
     core_bin = str(interpreter("core").parent)
@@ -222,7 +225,7 @@ def _environment() -> dict[str, str]:
         # Absolute: workers run in folders of their own.
         "TANDEM_HOME": str(home()),
         "TANDEM_CACHE": str(cache_root()),
-        "TANDEM_STORE": open_store().uri,
+        "TANDEM_STORE": open_store(spec.store).uri,
         # Ray 2.60 turns token authentication on as soon as the account has a token file; this cluster
         # listens on 127.0.0.1 only (docs/decisions/local-cluster-without-token.md).
         "RAY_AUTH_MODE": "disabled",

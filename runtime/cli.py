@@ -81,8 +81,9 @@ def setup() -> None:
     "--dashboard-port", type=int, help="Dashboard, job and Serve API. Default 8265; 0: any free one."
 )
 @click.option("--http-port", type=int, help="Serving endpoint. Default 8000; 0: any free one.")
+@store_option
 @json_option
-def up(as_json: bool, **options: int | None) -> None:
+def up(as_json: bool, **options: int | str | None) -> None:
     """Start the local cluster, or find the one that runs. It outlives this command."""
     from cluster import local
     from cluster.setup import ensure
@@ -197,7 +198,7 @@ def models(store: str | None, as_json: bool) -> None:
     from storage.store import open_store
 
     rows = [_model_row(model) for model in open_store(store).models()]
-    _show(rows, ["model", "kind", "base", "template", "run", "size_bytes", "created_at"], as_json)
+    _show(rows, ["model", "kind", "base", "template", "created_at"], as_json)
 
 
 @main.command()

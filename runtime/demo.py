@@ -139,7 +139,7 @@ def _prepare(store: Store) -> Tandem:
     """Ray starts while the train environment builds the model: each waits for the disk in turn."""
     with ThreadPoolExecutor(1) as pool:
         inputs = pool.submit(add_demo_inputs, store)
-        local.up()
+        local.up(local.LocalClusterSpec(store=store.uri))
         inputs.result()
     return Tandem(store=store.uri)
 

@@ -51,7 +51,7 @@ class Tandem:
 
     def __init__(self, address: str | None = None, *, store: str | None = None) -> None:
         self.store: Store = open_store(store)
-        self._local = local.up() if address is None else None
+        self._local = local.up(local.LocalClusterSpec(store=self.store.uri)) if address is None else None
         self.dashboard_url = self._local.dashboard_url if self._local else checked_url(str(address))
         if not self._local:
             _same_ray(self.dashboard_url)

@@ -22,7 +22,9 @@ def print_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, ti
     for row in rows:
         # As text: brackets in an engine's message are no markup.
         table.add_row(*(Text(_cell(row.get(column))) for column in columns))
-    Console().print(table)
+    console = Console()
+    # Wider than the terminal rather than cut: the lines then wrap, and a pipe gets all.
+    console.print(table, width=max(console.width, console.measure(table).minimum), crop=False)
 
 
 def loss_curve(metrics: Iterable[Mapping[str, Any]], *, width: int = 78, height: int = 14) -> str:

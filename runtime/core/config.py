@@ -69,6 +69,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}). Check the path; it is taken from {Path.cwd()}."
         ) from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not text. A spec is a YAML or JSON file in UTF-8.") from None
     try:
         data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (yaml.YAMLError, json.JSONDecodeError) as error:

@@ -73,6 +73,12 @@ def test_a_wrong_spec_is_refused_with_file_field_value_and_remedy(
         assert str(file) in str(refusal.value)
 
 
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path):
+    (tmp_path / "weights.yaml").write_bytes(b"\x00\xff\xfe")
+    with pytest.raises(ConfigError, match=r"weights\.yaml: is not text"):
+        load_spec(Outer, tmp_path / "weights.yaml")
+
+
 def test_a_missing_file_says_where_it_was_looked_for():
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read .*Check the path"):
         load_spec(Outer, "nowhere.yaml")
