@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -42,11 +42,22 @@ def _cluster_processes(home: Path) -> list[psutil.Process]:
     return [process for process in found if process.is_running()]
 
 
+@pytest.fixture
+def env(tmp_path: Path, tandem_command: list[str]) -> Iterator[dict[str, str]]:
+    """A home and a store of this test's own, with no cluster left in it, however the test ends."""
+    variables = os.environ | {"TANDEM_HOME": str(tmp_path), "TANDEM_STORE": str(tmp_path / "store")}
+    yield variables
+    subprocess.run([*tandem_command, "down"], env=variables, cwd=ROOT, check=True, capture_output=True)
+
+
 @pytest.mark.parametrize("reached", [_cluster_begins, _training_begins, _replica_begins])
 def test_ctrl_c_and_down_leave_no_process(
-    cluster: TestCluster, tmp_path: Path, tandem_command: list[str], reached: Callable[[Path], bool]
+    cluster: TestCluster,
+    tmp_path: Path,
+    env: dict[str, str],
+    tandem_command: list[str],
+    reached: Callable[[Path], bool],
 ):
-    env = os.environ | {"TANDEM_HOME": str(tmp_path), "TANDEM_STORE": str(tmp_path / "store")}
     # The shared cluster keeps the usual ports or any others: this one takes what is free.
     up = [*tandem_command, "up", "--dashboard-port", "0", "--http-port", "0", "--num-cpus", "2"]
     if reached is not _cluster_begins:
