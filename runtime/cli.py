@@ -91,7 +91,11 @@ def up(as_json: bool, **options: int | str | None) -> None:
 
     ensure(["core", "train", "serve"])
     given = {name: value for name, value in options.items() if value is not None}
-    cluster = local.up(load_spec(local.LocalClusterSpec, given))
+    spec = load_spec(local.LocalClusterSpec, given)
+    # The store may come from the environment, where it is no wish for another cluster.
+    if local.current() and given.keys() - {"store"}:
+        click.echo("A cluster runs already: the options change nothing. First: tandem down", err=True)
+    cluster = local.up(spec)
     if as_json:
         click.echo(cluster.to_json())
         return

@@ -64,7 +64,7 @@ def stop_anything(name: str, address: str | None, store: str | None) -> str:
         )
     if name in applications.applications(url):
         App(url, name).stop()
-        return f"App {name} has ended."
+        return f"App {name} has ended." + _still_running(name, store)
     try:
         run = Run(open_store(store).run(name))
     except ConfigError:
@@ -76,3 +76,9 @@ def stop_anything(name: str, address: str | None, store: str | None) -> str:
         return f"Run {run.run_id} has ended already: {run.status}."
     run.stop()
     return f"Run {run.run_id} is ending."
+
+
+def _still_running(name: str, store: str | None) -> str:
+    """A word on runs of the same name, which somebody may have meant."""
+    runs = [run for run in map(Run, open_store(store).runs(name)) if run.status not in ENDED]
+    return "".join(f"\nThe run {run.run_id} goes on; stop it by its id." for run in runs)
