@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray import serve
 
-from cluster.environments import interpreter, process_env
+from cluster.environments import check_pair, interpreter, process_env
 from runtime.core.config import load_spec
 from serve_apps.deployment import VllmReplica
 from serve_apps.plan import ServePlan, plan_serve
@@ -28,7 +28,9 @@ def build_app(args: dict[str, Any]) -> serve.Application:
 
     Raises:
         ConfigError: the spec can never work here; Serve shows the message in the app's status.
+        EnvironmentFault: Ray or Python differ between the core and the serve environment.
     """
+    check_pair(("core", "serve"))
     spec = load_spec(ServeSpec, args)
     return deploy(plan_serve(spec, store=open_store(spec.store), cluster_resources=ray.cluster_resources()))
 

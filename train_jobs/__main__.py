@@ -91,6 +91,7 @@ def _plan_and_go(options: argparse.Namespace, store: Store, given: RunFolder | N
             "No Ray cluster is running here. Start one with `tandem up` or `ray start --head`, or submit "
             "this command to one with `ray job submit`."
         )
+    environments.check_pair(("core", "train"))
     python = environments.interpreter("train")
     # Only a spec that can run gets a folder.
     run = given or store.new_run(spec.name, spec.to_json())
