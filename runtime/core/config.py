@@ -76,6 +76,8 @@ def _read(path: Path) -> Mapping[str, Any]:
     except (yaml.YAMLError, json.JSONDecodeError) as error:
         raise ConfigError(f"{path}: is not valid {path.suffix.lstrip('.') or 'YAML'}: {error}") from None
     if not isinstance(data, Mapping):
+        if data is None:
+            raise ConfigError(f"{path}: is empty. Write the spec's fields into it; see examples/.")
         raise ConfigError(f"{path}: holds {type(data).__name__}, but a spec is a mapping of fields.")
     return data
 

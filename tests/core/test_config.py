@@ -58,6 +58,7 @@ def test_a_spec_cannot_be_changed_after_loading():
             [r"scaling\.num_workers: is 0: .*greater.*Workers of the job"],
         ),
         ("name: x\nscaling: {num_workers: two}", [r"scaling\.num_workers: is 'two': .*integer"]),
+        ("", [r"is empty\. Write the spec's fields"]),
         ("- name", [r"holds list, but a spec is a mapping"]),
         ("name: [", [r"is not valid yaml"]),
     ],
