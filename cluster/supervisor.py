@@ -23,7 +23,7 @@ from types import FrameType
 import psutil
 
 from cluster.processes import become_subreaper, descendants, die_with_parent, kill_all
-from storage.commit import write_json
+from storage.local_files import write_json
 
 _HEAD_S = 6.0
 """Time for Ray to end its own processes before SIGKILL."""

@@ -14,8 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.environments import PINS, cache_root, pins
+from cluster.environments import PINS, pins
 from runtime.core.errors import EnvironmentFault
+from runtime.core.places import cache_root
 
 OLDEST_UV = (0, 7)
 """The first with everything used here, ``--torch-backend`` included."""

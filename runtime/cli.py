@@ -261,7 +261,8 @@ def _model_row(model: Any) -> dict[str, Any]:
         "run": manifest.run,
         "size_bytes": manifest.total_bytes,
         "created_at": manifest.created_at,
-        "path": str(model.path),
+        "uri": model.uri,
+        "revision": model.revision,
     }
 
 

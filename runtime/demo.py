@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import tempfile
@@ -129,8 +128,7 @@ def add_demo_inputs(store: Store) -> None:
 
 def demo_questions(store: Store, count: int) -> list[tuple[str, str]]:
     """``count`` trained questions with their answers, spread evenly over the trained rows."""
-    lines = (store.dataset(NAME).path / "data.jsonl").read_text().splitlines()[:TRAINED_ROWS]
-    rows = [json.loads(line) for line in lines]
+    rows = store.dataset(NAME).rows(TRAINED_ROWS)
     chosen = [rows[index * len(rows) // count] for index in range(count)]
     return [(row["instruction"], row["output"]) for row in chosen]
 
@@ -145,14 +143,14 @@ def _prepare(store: Store) -> Tandem:
 
 
 def _add_base_model(store: Store) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, store.dataset(NAME).fetch() as dataset:
         out = Path(scratch) / "model"
         command = [
             str(interpreter("train")),
             "-m",
             "train_jobs.engine.demo_model",
             "--rows",
-            str(store.dataset(NAME).path / "data.jsonl"),
+            str(dataset.path / "data.jsonl"),
             "--out",
             str(out),
         ]

@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster import environments, local, rest
 from runtime.core.errors import TandemError
+from runtime.core.places import cache_root
 from storage.store import open_store
 
 IMPORTS = {
@@ -79,7 +80,7 @@ def collect() -> Report:
         found = list(pool.map(_environment, environments.SHIPPED))
     address, dashboard_url, faults = _cluster(found)
     gpus, gpu_faults = _gpus()
-    disks = {"cache": _disk(environments.cache_root()), "store": _disk(_store_root())}
+    disks = {"cache": _disk(cache_root()), "store": _disk(_store_root())}
     shm_bytes, open_files = _shm_bytes(), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return Report(
         environments=found,

@@ -27,7 +27,9 @@ from runtime.run import Run
 from runtime.show import table_html
 from serve_apps.plan import ServePlan, plan_serve
 from serve_apps.spec import ServeSpec
-from storage.store import ModelVersion, Store, open_store
+from storage.models import ModelVersion
+from storage.store import Store, open_store
+from storage.workspace import storage_env
 from train_jobs.plan import TrainPlan, plan_train, resolve
 from train_jobs.spec import TrainSpec
 
@@ -77,7 +79,7 @@ class Tandem:
         self._check_environments()
         resolved, _ = self._plan_train(spec)
         folder = self.store.new_run(resolved.name, resolved.to_json())
-        arguments = ["run", str(folder.path / "spec.json"), "--store", self.store.uri, "--run", folder.run_id]
+        arguments = ["run", "--store", self.store.uri, "--run", folder.run_id]
         folder.update_record(dashboard_url=self.dashboard_url, submission_id=folder.run_id)
         try:
             jobs.submit(
@@ -171,8 +173,12 @@ class Tandem:
             check_pair()
 
     def _code(self) -> dict[str, str]:
-        """Environment that gives workers this process' code; a remote cluster's image has its own."""
-        return {"PYTHONPATH": str(code_snapshot())} if self._local else {}
+        """Variables that give a job or app this process' storage settings, and its code too.
+
+        A remote cluster's image has its own code.
+        """
+        code = {"PYTHONPATH": str(code_snapshot())} if self._local else {}
+        return code | storage_env()
 
 
 def _same_ray(dashboard_url: str) -> None:

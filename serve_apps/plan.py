@@ -12,7 +12,9 @@ from runtime.core.config import ConfigModel
 from runtime.core.errors import ConfigError
 from serve_apps.arguments import faults
 from serve_apps.spec import ServeSpec
-from storage.store import ModelVersion, Store
+from storage.models import ModelVersion
+from storage.store import Store
+from storage.workspace import storage_env
 
 IMPORT_PATH = "serve_apps.build:build_app"
 
@@ -32,9 +34,6 @@ class ServePlan(ConfigModel):
 
     spec: ServeSpec
     """The spec with everything resolved: the model's version, its store, the route, the resources."""
-
-    model_path: str
-    """Folder of the model that vLLM loads."""
 
     served_model_name: list[str]
     """Names that clients may send as ``model``."""
@@ -76,6 +75,11 @@ def plan_serve(spec: ServeSpec, *, store: Store, cluster_resources: Mapping[str,
         raise ConfigError(
             "\n".join([f"serve app {spec.name} cannot be deployed.", *(f"  {f}" for f in found)])
         )
+    if not store.root.backend.shared:
+        raise ConfigError(
+            f"store is {store.uri!r}, which only this process sees; replicas are others. Use a folder, "
+            "gs:// or s3://."
+        )
     model = store.model(spec.model)
     if model.is_adapter:
         raise ConfigError(
@@ -89,7 +93,6 @@ def plan_serve(spec: ServeSpec, *, store: Store, cluster_resources: Mapping[str,
     _check_fits(spec, options, cluster_resources)
     return ServePlan(
         spec=_resolved(spec, model, store, gpus),
-        model_path=str(model.path),
         served_model_name=list(dict.fromkeys([spec.name, model.ref])),
         engine=_gpu_arguments(spec.engine, gpus) if gpus else _cpu_arguments(spec.engine),
         env_vars=_env_vars(spec, on_cpu=not gpus),
@@ -207,4 +210,4 @@ def _env_vars(spec: ServeSpec, *, on_cpu: bool) -> dict[str, str]:
         # NUMA node per worker). Unbound and few, a training worker fits beside it.
         env_vars["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         env_vars["OMP_NUM_THREADS"] = str(max(1, int(spec.resources.cpus / _workers(spec.engine))))
-    return env_vars
+    return env_vars | storage_env()

@@ -74,7 +74,8 @@ class ServeSpec(ConfigModel):
     """Name of the app and the model name that clients send. Lower-case letters, digits and hyphens."""
 
     model: str = Field(min_length=1)
-    """Model in the store, ``name`` (the latest version) or ``name/version``, or the path of a folder."""
+    """Model in the store, ``name`` (the latest version) or ``name/version``, the path of a folder, or an
+    address (``gs://``, ``s3://``, ``hf://org/name``)."""
 
     engine: dict[str, Any] = {}
     """vLLM's arguments under vLLM's names, such as ``max_model_len`` or ``tensor_parallel_size``."""

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from storage.commit import new_folder, write_json
+from runtime.core.errors import ConfigError, StorageError
+from runtime.core.lookup import did_you_mean
+from storage.commit import read_manifest, remove_committed
+from storage.location import Location, side_by_side
+from storage.manifest import CheckpointManifest
+from storage.metrics_log import MetricsLog, read_metrics
+
+_RUN_ID = re.compile(r"(?P<name>.+)-\d{8}-\d{6}-[0-9a-f]{4}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint."""
+
+    place: Location
+    manifest: CheckpointManifest
 
 
 @dataclass(frozen=True)
@@ -19,18 +34,18 @@ class RunFolder:
     run_id: str
     """``<name>-<UTC date>-<time>-<4 hex digits>``; also the Ray job's submission id."""
 
-    path: Path
+    place: Location
     """The folder."""
 
     @property
     def name(self) -> str:
         """The name that the spec gave."""
-        return self.path.parent.name
+        return self.place.key.rpartition("/")[0].rpartition("/")[2]
 
     @property
     def uri(self) -> str:
         """The folder's address."""
-        return str(self.path)
+        return self.place.uri
 
     @property
     def created_at(self) -> str:
@@ -39,58 +54,132 @@ class RunFolder:
 
     def spec_json(self) -> str:
         """The resolved spec, as it was submitted."""
-        return (self.path / "spec.json").read_text()
+        return (self.place / "spec.json").read_bytes().decode()
+
+    def plan(self) -> dict[str, Any]:
+        """What the driver was told to do.
+
+        Raises:
+            StorageError: the run was never planned.
+        """
+        plan = (self.place / "plan.json").read_json()
+        if plan is None:
+            raise StorageError(f"{self.place / 'plan.json'}: the run has no plan. Submit its spec again.")
+        return dict(plan)
+
+    def write_plan(self, plan_json: str) -> None:
+        """Keep the driver's plan. A run that goes on has no result again, until it has a new one."""
+        (self.place / "plan.json").write_bytes(plan_json.encode())
+        (self.place / "result.json").delete()
 
     def record(self) -> dict[str, Any]:
         """``run.json``: when the run began and which Ray job it is."""
-        return dict(json.loads((self.path / "run.json").read_text()))
+        record = (self.place / "run.json").read_json()
+        if record is None:
+            raise StorageError(
+                f"{self.place / 'run.json'} is gone: somebody removed the run. See: tandem runs."
+            )
+        return dict(record)
 
     def update_record(self, **fields: Any) -> None:
         """Add ``fields`` to ``run.json``."""
-        write_json(self.path / "run.json", self.record() | fields)
+        (self.place / "run.json").write_json(self.record() | fields)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """One mapping a logged step, oldest first; a line that is still being written is left out."""
-        try:
-            text = (self.path / "metrics.jsonl").read_text()
-        except FileNotFoundError:
-            return []
-        whole = text[: text.rfind("\n") + 1]
-        return [json.loads(line) for line in whole.splitlines()]
+        """One mapping a logged step, oldest first."""
+        return read_metrics(self.place / "metrics.jsonl")
 
-    def append_metrics(self, values: dict[str, Any]) -> None:
-        """Add one line. One writer at a time: rank 0 of the run."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(values) + "\n")
+    def metrics_log(self) -> MetricsLog:
+        """For the one process that adds to the metrics: rank 0 of the run."""
+        return MetricsLog(self.place / "metrics.jsonl")
 
     def result(self) -> dict[str, Any] | None:
         """``{"status": "succeeded", "model": ...}``, ``{"status": "failed", "error": ...}``, or None yet."""
-        try:
-            return dict(json.loads((self.path / "result.json").read_text()))
-        except FileNotFoundError:
-            return None
+        result = (self.place / "result.json").read_json()
+        return None if result is None else dict(result)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Say how the run ended, in one step."""
-        write_json(self.path / "result.json", result)
+        (self.place / "result.json").write_json(result)
+
+    def write_output(self, output: dict[str, Any]) -> None:
+        """Say what the training left: ``{"model": "name/v1"}``, or None where it is the folder ``output``."""
+        (self.place / "output.json").write_json(output)
+
+    def output(self) -> dict[str, Any]:
+        """What the training left.
+
+        Raises:
+            StorageError: it left nothing, though it ended well.
+        """
+        output = (self.place / "output.json").read_json()
+        if output is None:
+            raise StorageError(f"{self.place / 'output.json'}: the training ended without a result.")
+        return dict(output)
+
+    def checkpoint_place(self, step: int) -> Location:
+        """Where the checkpoint of a step belongs."""
+        return self.place / "checkpoints" / f"step-{step:08d}"
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Committed checkpoints, by step. What an interrupted save left behind is not among them."""
+        folder = self.place / "checkpoints"
+        places = [folder / name for name in folder.folders()]
+        manifests = side_by_side(lambda place: read_manifest(place, CheckpointManifest), places)
+        found = [Checkpoint(p, m) for p, m in zip(places, manifests, strict=True) if m is not None]
+        return sorted(found, key=lambda checkpoint: checkpoint.manifest.step)
+
+    def keep_checkpoints(self, count: int) -> None:
+        """Remove all but the newest ``count`` committed checkpoints."""
+        for checkpoint in self.checkpoints()[: -count or None]:
+            remove_committed(checkpoint.place)
 
 
-def new_run(runs_root: Path, name: str, spec_json: str) -> RunFolder:
-    """A fresh run folder for ``name`` that holds ``spec_json``."""
-    now = datetime.now(UTC)
-    run_id = f"{name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    final = runs_root / name / run_id
-    with new_folder(final) as scratch:
-        (scratch / "spec.json").write_text(spec_json)
-        write_json(scratch / "run.json", {"created_at": now.isoformat(timespec="microseconds")})
-        (scratch / "checkpoints").mkdir()
-    return RunFolder(run_id=run_id, path=final)
+class Runs:
+    """The ``runs/`` of a store."""
+
+    def __init__(self, root: Location) -> None:
+        self._root = root
+
+    def new(self, name: str, spec_json: str) -> RunFolder:
+        """A fresh run folder for ``name`` that holds ``spec_json``."""
+        now = datetime.now(UTC)
+        run_id = f"{name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        place = self._root / name / run_id
+        (place / "spec.json").write_bytes(spec_json.encode())
+        # Last: a run is listed when it has a record.
+        (place / "run.json").write_bytes(
+            json.dumps({"created_at": now.isoformat(timespec="microseconds")}).encode(), create_only=True
+        )
+        return RunFolder(run_id, place)
+
+    def all(self, name: str | None = None) -> list[RunFolder]:
+        """Runs of ``name``, or of every name, oldest first."""
+        names = [name] if name else self._root.folders()
+        places = [self._root / one / run_id for one in names for run_id in (self._root / one).folders()]
+        records = side_by_side(lambda place: (place / "run.json").read_json(), places)
+        found = [
+            (str(r["created_at"]), RunFolder(p.name, p)) for p, r in zip(places, records, strict=True) if r
+        ]
+        return [run for _, run in sorted(found, key=lambda pair: (pair[0], pair[1].run_id))]
+
+    def get(self, run_id: str) -> RunFolder:
+        """The run with this id, or the newest run of a name.
+
+        Raises:
+            ConfigError: there is none; names what exists.
+        """
+        spelled = _RUN_ID.fullmatch(run_id)
+        if spelled and ((place := self._root / spelled["name"] / run_id) / "run.json").stat():
+            return RunFolder(run_id, place)
+        named = self.all(run_id) if "/" not in run_id else []
+        if named:
+            return named[-1]
+        known = [run.run_id for run in self.all()]
+        store = self._root.uri.removesuffix("/runs")
+        raise ConfigError(f"run {run_id!r} is not in {store}. {did_you_mean(run_id, known)}")
 
 
-def list_runs(runs_root: Path, name: str | None) -> list[RunFolder]:
-    """Runs of ``name``, or of every name, oldest first."""
-    folders = runs_root.glob(f"{name or '*'}/*/run.json")
-    runs = [
-        RunFolder(run_id=f.parent.name, path=f.parent) for f in folders if not f.parent.name.startswith(".")
-    ]
-    return sorted(runs, key=lambda run: (run.created_at, run.run_id))
+def run_at(place: Location) -> RunFolder:
+    """The run whose folder is at ``place``."""
+    return RunFolder(place.name, place)

@@ -1,103 +1,58 @@
-"""The store: one root address that holds ``models/``, ``datasets/`` and ``runs/``."""
+"""The store: one root address that holds ``models/``, ``datasets/`` and ``runs/``, wherever it is."""
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from runtime.core.config import load_spec
 from runtime.core.errors import ConfigError, StorageError
-from runtime.core.lookup import did_you_mean, load
-from storage import backends
-from storage.commit import new_folder, write_json
-from storage.datasets import Dataset, write_dataset
-from storage.manifest import MANIFEST_NAME, Manifest, entries_of
-from storage.names import check_name, next_version, version_key
-from storage.runs import RunFolder, list_runs, new_run
-
-_LATEST = "latest.json"
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    """One immutable version of a model, or a plain model folder that is in no store."""
-
-    name: str
-    version: str | None
-    path: Path
-    """Holds ``config.json``, weights and tokenizer."""
-
-    manifest: Manifest | None
-    """None for a plain folder."""
-
-    @property
-    def ref(self) -> str:
-        """``name/version``, or the folder's path: what a spec's ``model`` takes."""
-        return f"{self.name}/{self.version}" if self.version else str(self.path)
-
-    @property
-    def is_adapter(self) -> bool:
-        """Whether it is a LoRA adapter, which is of no use without its base."""
-        return self.manifest is not None and self.manifest.kind == "adapter"
-
-    @property
-    def base(self) -> str | None:
-        """The version that it was trained from, where that is known."""
-        return self.manifest.base if self.manifest else None
-
-    def config(self) -> dict[str, Any]:
-        """The model's own ``config.json``; empty where there is none (an adapter)."""
-        file = self.path / "config.json"
-        return dict(json.loads(file.read_text())) if file.is_file() else {}
+from storage.address import is_address
+from storage.datasets import Dataset, Datasets
+from storage.location import Location, locate
+from storage.manifest import ModelManifest
+from storage.models import Models, ModelVersion
+from storage.names import check_name
+from storage.runs import RunFolder, Runs
+from storage.transfer import Progress
+from storage.workspace import default_store
 
 
 class Store:
     """Models, datasets and runs below one root. Get one from :func:`open_store`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Location) -> None:
         self.root = root
-        self.uri = str(root)
+        self.uri = root.uri
+        self._models = Models(root / "models")
+        self._datasets = Datasets(root / "datasets")
+        self._runs = Runs(root / "runs")
 
     def __repr__(self) -> str:
         return f"Store({self.uri!r})"
 
+    def locate(self, text: str) -> Location:
+        """The place of a name in this store (``models/m/v1``), or of an address anywhere."""
+        if is_address(text):
+            return locate(text)
+        parts = [part for part in text.split("/") if part]
+        if ".." in parts:
+            raise ConfigError(f"{text!r} leads out of the store. Write a name in it, or a full address.")
+        return Location(self.root.backend, "/".join([*([self.root.key] if self.root.key else []), *parts]))
+
     # models
 
-    def models(self) -> list[ModelVersion]:
-        """Every committed version, by name, then oldest version first."""
-        return [self._version(name, v) for name in self._names("models") for v in self._versions(name)]
+    def models(self, name: str | None = None) -> list[ModelVersion]:
+        """Every committed version, of one name or all, by name, then oldest version first."""
+        return self._models.all(name)
 
     def model(self, ref: str, *, field: str = "model") -> ModelVersion:
-        """The version that ``ref`` means: ``name`` (the latest), ``name/version``, or a folder's path.
+        """The version that ``ref`` means: ``name`` (the latest), ``name/version``, a path, or any URI.
 
         Raises:
             ConfigError: there is none; names what exists.
         """
-        if ref.startswith(("/", "./", "../", "~")):
-            return _plain_folder(Path(ref).expanduser().absolute(), field)
-        name, _, version = ref.partition("/")
-        known = self._names("models")
-        if name not in known:
-            raise ConfigError(
-                f"{field} is {ref!r}, but {self.uri} has no model {name!r}. {did_you_mean(name, known)} "
-                "A folder is given by its path, beginning with / or ./."
-            )
-        versions = self._versions(name)
-        if not version:
-            return self._version(name, self._latest(name))
-        if version not in versions:
-            raise ConfigError(
-                f"{field} is {ref!r}, but {name} has no version {version!r}. "
-                f"{did_you_mean(version, versions)}"
-            )
-        return self._version(name, version)
+        return self._models.get(ref, field=field)
 
     def publish_model(
         self,
@@ -106,9 +61,13 @@ class Store:
         *,
         kind: Literal["full", "adapter"] = "full",
         base: str | None = None,
+        base_revision: str | None = None,
         template: str | None = None,
         run: str | None = None,
         version: str | None = None,
+        llamafactory: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        progress: Progress | None = None,
     ) -> ModelVersion:
         """Copy ``folder`` into the store as a new version and let ``latest`` point to it.
 
@@ -119,30 +78,30 @@ class Store:
 
         Raises:
             ConfigError: ``name`` or ``version`` cannot be a name, or ``folder`` holds no model.
-            StorageError: the version exists already, or could not be written; nothing is half-written.
+            Conflict: the version exists already; says who committed it.
+            StorageError: it could not be written; nothing is half-written.
         """
-        check_name(name, field="publish.name")
-        if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
-            raise ConfigError(
-                f"{folder} holds no model: neither config.json nor adapter_config.json is there."
-            )
-        if version is not None:
-            check_name(version, field="publish.version")
-            return self._commit(folder, name, version, kind, base, template, run)
-        while True:
-            candidate = next_version(self._versions(name))
-            try:
-                return self._commit(folder, name, candidate, kind, base, template, run)
-            except StorageError:
-                # Somebody published the same number meanwhile: theirs stands, ours is the next.
-                if candidate not in self._versions(name):
-                    raise
+        draft = ModelManifest(
+            created_at="",
+            kind=kind,
+            base=base,
+            base_revision=base_revision,
+            template=template,
+            run=run,
+            llamafactory=dict(llamafactory or {}),
+            metrics=dict(metrics or {}),
+        )
+        return self._models.publish(folder, name, version=version, draft=draft, progress=progress)
+
+    def remove_model(self, ref: str) -> ModelVersion:
+        """Remove one version, ``name/version``. Whether somebody serves it is the caller's to look at."""
+        return self._models.remove(ref)
 
     # datasets
 
     def datasets(self) -> list[Dataset]:
         """Every dataset, by name."""
-        return [Dataset(name, self.root / "datasets" / name) for name in self._names("datasets")]
+        return self._datasets.all()
 
     def dataset(self, name: str, *, field: str = "dataset") -> Dataset:
         """The dataset ``name``.
@@ -150,29 +109,48 @@ class Store:
         Raises:
             ConfigError: it is not registered; names what is.
         """
-        known = self._names("datasets")
-        if name not in known:
-            raise ConfigError(
-                f"{field} is {name!r}, but {self.uri} has no such dataset. {did_you_mean(name, known)}"
-            )
-        return Dataset(name, self.root / "datasets" / name)
+        return self._datasets.get(name, field=field)
 
     def add_dataset(
-        self, name: str, rows: Iterable[Mapping[str, Any]], *, info: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        source: Iterable[Mapping[str, Any]] | str | Path | Sequence[str],
+        *,
+        info: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
     ) -> Dataset:
-        """Register ``rows`` (alpaca, or what ``info`` says in LLaMA-Factory's words) under ``name``."""
+        """Register rows, or files and folders by path or address, under ``name``; every row is checked.
+
+        Args:
+            source: Rows (alpaca, or what ``info`` says); or one or several of: a json, jsonl, csv or parquet
+                file, a folder of them, a ``gs://`` or ``s3://`` address of either.
+            info: The entry in LLaMA-Factory's ``dataset_info.json``, where the rows alone do not tell.
+
+        Raises:
+            ConfigError: names the first bad row, its value and the remedy.
+            Conflict: the dataset exists already.
+        """
         check_name(name, field="dataset name")
-        return write_dataset(self.root / "datasets" / name, rows, info)
+        if isinstance(source, str | Path):
+            return self._datasets.add(name, [str(source)], info=info, progress=progress)
+        items = list(source)
+        if items and all(isinstance(item, str) for item in items):
+            return self._datasets.add(name, [str(item) for item in items], info=info, progress=progress)
+        return self._datasets.add_rows(name, items, info)  # type: ignore[arg-type]
+
+    def remove_dataset(self, name: str) -> None:
+        """Remove a dataset."""
+        self._datasets.remove(name)
 
     # runs
 
     def new_run(self, name: str, spec_json: str) -> RunFolder:
         """A fresh run folder that holds the resolved spec."""
-        return new_run(self.root / "runs", check_name(name, field="name"), spec_json)
+        return self._runs.new(check_name(name, field="name"), spec_json)
 
     def runs(self, name: str | None = None) -> list[RunFolder]:
         """Runs of ``name``, or all, oldest first."""
-        return list_runs(self.root / "runs", name)
+        return self._runs.all(name)
 
     def run(self, run_id: str) -> RunFolder:
         """The run with this id, or the newest run of a name.
@@ -180,94 +158,29 @@ class Store:
         Raises:
             ConfigError: there is none; names what exists.
         """
-        runs = self.runs()
-        chosen = [run for run in runs if run_id in (run.run_id, run.name)]
-        if not chosen:
-            known = [run.run_id for run in runs]
-            raise ConfigError(f"run {run_id!r} is not in {self.uri}. {did_you_mean(run_id, known)}")
-        return chosen[-1]
-
-    def _names(self, kind: str) -> list[str]:
-        folder = self.root / kind
-        if not folder.is_dir():
-            return []
-        return sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith("."))
-
-    def _versions(self, name: str) -> list[str]:
-        manifests = (self.root / "models" / name).glob(f"*/{MANIFEST_NAME}")
-        return sorted((m.parent.name for m in manifests if m.parent.name[0] != "."), key=version_key)
-
-    def _latest(self, name: str) -> str:
-        try:
-            return str(json.loads((self.root / "models" / name / _LATEST).read_text())["version"])
-        except FileNotFoundError:
-            versions = self._versions(name)
-            if not versions:
-                raise ConfigError(f"model {name!r} has no committed version in {self.uri}.") from None
-            return versions[-1]
-
-    def _commit(
-        self,
-        folder: Path,
-        name: str,
-        version: str,
-        kind: Literal["full", "adapter"],
-        base: str | None,
-        template: str | None,
-        run: str | None,
-    ) -> ModelVersion:
-        with new_folder(self.root / "models" / name / version) as scratch:
-            shutil.copytree(folder, scratch, dirs_exist_ok=True)
-            manifest = Manifest(
-                kind=kind,
-                base=base,
-                template=template,
-                run=run,
-                created_at=datetime.now(UTC).isoformat(timespec="microseconds"),
-                files=entries_of(scratch),
-            )
-            (scratch / MANIFEST_NAME).write_text(manifest.to_json())
-        self._move_latest(name)
-        return self._version(name, version)
-
-    def _move_latest(self, name: str) -> None:
-        """Point ``latest`` to the version committed last.
-
-        Looks again after writing: of two publishers, the slower may have pointed back to its own.
-        """
-        pointed = None
-        while pointed != (newest := self._newest(name)):
-            write_json(self.root / "models" / name / _LATEST, {"version": newest})
-            pointed = newest
-
-    def _newest(self, name: str) -> str:
-        versions = [self._version(name, version) for version in self._versions(name)]
-        # Versions come in counting order, and max keeps the first of equals: ask from the end.
-        return str(max(reversed(versions), key=lambda v: v.manifest.created_at if v.manifest else "").version)
-
-    def _version(self, name: str, version: str) -> ModelVersion:
-        path = self.root / "models" / name / version
-        return ModelVersion(name, version, path, load_spec(Manifest, path / MANIFEST_NAME))
-
-
-def _plain_folder(path: Path, field: str) -> ModelVersion:
-    if not (path / "config.json").is_file():
-        raise ConfigError(
-            f"{field} is {str(path)!r}, but no config.json is there. Give the folder of a model, or a "
-            "name that `tandem models` lists."
-        )
-    name = re.sub(r"[^a-z0-9._-]", "-", path.name.lower()).strip("._-") or "model"
-    return ModelVersion(name, None, path, None)
+        return self._runs.get(run_id)
 
 
 def open_store(uri: str | None = None) -> Store:
-    """The store at ``uri``, else at ``$TANDEM_STORE``, else ``~/.tandem/store``.
+    """The store at ``uri``, else at ``$TANDEM_STORE``, else the workspace config's, else ``~/.tandem/store``.
 
     Raises:
-        ConfigError: no backend knows the scheme of the address.
+        ConfigError: no backend knows the scheme of the address, or the address cannot be a store.
+        StorageError: a local folder cannot be made; an object store has no credentials.
     """
-    address = uri or os.environ.get("TANDEM_STORE") or "~/.tandem/store"
-    scheme = address.partition("://")[0] if "://" in address else "file"
-    backend = load(backends, scheme, field=f"the store {address!r}: its scheme")
-    root: Path = backend.root_folder(address)
+    text = uri or default_store()
+    root = locate(text, field="the store")
+    if root.backend.scheme == "hf":
+        raise ConfigError(
+            f"the store is {text!r}, but the Hub is only read here. Give a folder, gs:// or s3://."
+        )
+    path = root.local_path() if root.backend.scheme == "file" else None
+    if path is not None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"the store {text!r} cannot be used: {error.strerror}. Choose a folder that you may write, "
+                "with --store or TANDEM_STORE."
+            ) from None
     return Store(root)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from cluster import environments
-from runtime.core.config import load_spec
-from runtime.core.errors import ClusterError, TandemError
-from storage.commit import write_json
+from runtime.core.config import load_spec, parse_spec
+from runtime.core.errors import ClusterError, ConfigError, TandemError
+from storage.location import locate
 from storage.runs import RunFolder
 from storage.store import Store, open_store
 from train_jobs.plan import TrainPlan, plan_train, resolve
@@ -54,7 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="check a spec, then train on this cluster")
-    run.add_argument("spec", metavar="SPEC", help="a train spec: YAML or JSON")
+    run.add_argument(
+        "spec",
+        metavar="SPEC",
+        nargs="?",
+        help="a train spec, YAML or JSON, by path or address (default, with --run: the run's own)",
+    )
     run.add_argument("--dry-run", action="store_true", help="print the resolved plan as JSON; start nothing")
     run.add_argument(
         "--store", metavar="URI", help="the store (default: $TANDEM_STORE, else ~/.tandem/store)"
@@ -68,21 +73,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> Literal[0]:
+    if options.spec is None and not options.run:
+        raise ConfigError("SPEC is missing. Name a train spec, or with --run the run whose spec it is.")
     store = open_store(options.store)
-    given = store.run(options.run) if options.run and not options.dry_run else None
+    given = store.run(options.run) if options.run else None
     try:
         return _plan_and_go(options, store, given)
     except TandemError as error:
         # Who made the run folder waits for its result.
-        if given is not None:
+        if given is not None and not options.dry_run:
             given.write_result({"status": "failed", "error": str(error)})
         raise
 
 
 def _plan_and_go(options: argparse.Namespace, store: Store, given: RunFolder | None) -> Literal[0]:
-    spec = resolve(load_spec(TrainSpec, options.spec))
+    origin = options.spec or f"run {options.run}"
+    spec = resolve(_spec(options.spec, given, origin))
     cluster = cluster_resources()
-    plan = plan_train(spec, store=store, cluster_resources=cluster, origin=options.spec)
+    plan = plan_train(spec, store=store, cluster_resources=cluster, origin=origin)
     if options.dry_run:
         print(plan.to_json())
         return 0
@@ -96,6 +104,15 @@ def _plan_and_go(options: argparse.Namespace, store: Store, given: RunFolder | N
     # Only a spec that can run gets a folder.
     run = given or store.new_run(spec.name, spec.to_json())
     return hand_over(plan.model_copy(update={"run_id": run.run_id, "run_uri": run.uri}), run, python)
+
+
+def _spec(source: str | None, given: RunFolder | None, origin: str) -> TrainSpec:
+    """The spec from a file, an address, or the run that goes on."""
+    if source is None and given is not None:
+        return parse_spec(TrainSpec, given.spec_json(), origin=f"{origin}.json")
+    if source is not None and "://" in source:
+        return parse_spec(TrainSpec, locate(source, field="SPEC").read_bytes().decode(), origin=source)
+    return load_spec(TrainSpec, str(source))
 
 
 def cluster_resources() -> dict[str, float] | None:
@@ -127,12 +144,10 @@ def cluster_resources() -> dict[str, float] | None:
 
 def hand_over(plan: TrainPlan, run: RunFolder, python: Path) -> NoReturn:
     """Write ``plan.json`` and become the driver: the same process, with the train environment's Python."""
-    write_json(run.path / "plan.json", json.loads(plan.to_json()))
-    # A run that goes on has no result again, until it has a new one.
-    (run.path / "result.json").unlink(missing_ok=True)
+    run.write_plan(plan.to_json())
     run.update_record(submission_id=submission_id(), address=os.environ.get("RAY_ADDRESS"))
     print(f"run {run.run_id}: {run.uri}", flush=True)
-    command = [str(python), "-m", "train_jobs.engine.driver", str(run.path)]
+    command = [str(python), "-m", "train_jobs.engine.driver", run.uri]
     os.execve(python, command, os.environ | environments.process_env("train"))
 
 

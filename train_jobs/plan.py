@@ -8,8 +8,10 @@ from typing import Any, Literal, TypeVar
 
 from runtime.core.config import ConfigModel
 from runtime.core.errors import ConfigError
+from storage.models import ModelVersion
 from storage.runs import RunFolder
-from storage.store import ModelVersion, Store
+from storage.store import Store
+from storage.workspace import storage_env
 from train_jobs import arguments, deepspeed_presets
 from train_jobs.spec import Publish, TrainSpec
 
@@ -37,13 +39,19 @@ class TrainPlan(ConfigModel):
     """The run's folder, or None in a dry run."""
 
     base: str
-    """The model to start from, as ``name/version`` or a path."""
+    """The model to start from, as ``name/version`` or an address. Workers fetch it through the node cache."""
+
+    base_revision: str | None
+    """The revision of ``base``, where it has one."""
+
+    adapters: list[str] = []
+    """The adapters to go on from, like ``base``."""
 
     llamafactory: dict[str, Any]
-    """Arguments of LLaMA-Factory; the worker adds ``output_dir`` and the like, which differ by rank."""
+    """Arguments of LLaMA-Factory; the worker adds paths and what else differs by node."""
 
     dataset_info: dict[str, Any]
-    """LLaMA-Factory's ``dataset_info.json`` for this run, with absolute file names."""
+    """LLaMA-Factory's ``dataset_info.json`` for this run; file names are relative to their dataset."""
 
     deepspeed: dict[str, Any] | None
     """DeepSpeed's configuration, or None for plain DDP."""
@@ -113,7 +121,9 @@ def plan_train(
         ConfigError: every fault of the spec, one a line, each with field, value, reason and remedy.
     """
     faults = arguments.faults(spec.llamafactory)
+    faults += _store_faults(store)
     model = _tried(lambda: _base_model(spec, store), faults)
+    adapters = _tried(lambda: _adapters(spec, store), faults)
     dataset_info = _tried(lambda: _dataset_info(spec, store), faults)
     deepspeed = _tried(lambda: deepspeed_presets.resolve(spec.deepspeed), faults)
     gpus_per_worker = _gpus_per_worker(spec, cluster_resources)
@@ -126,7 +136,9 @@ def plan_train(
         run_id=run.run_id if run else None,
         run_uri=run.uri if run else None,
         base=model.ref,
-        llamafactory=_llamafactory(spec, str(model.path), on_cpu=gpus_per_worker == 0),
+        base_revision=model.revision,
+        adapters=adapters or [],
+        llamafactory=_llamafactory(spec, on_cpu=gpus_per_worker == 0),
         dataset_info=dataset_info,
         deepspeed=deepspeed,
         num_workers=spec.scaling.num_workers,
@@ -151,9 +163,32 @@ def _base_model(spec: TrainSpec, store: Store) -> ModelVersion:
     if model.is_adapter:
         raise ConfigError(
             f"model is {model.ref!r}, an adapter over {model.base}, which holds no weights to start from. "
-            f"Set model: {model.base}; to train it further, llamafactory.adapter_name_or_path: {model.path}."
+            f"Set model: {model.base}; to train it further, llamafactory.adapter_name_or_path: {model.ref}."
         )
     return model
+
+
+def _adapters(spec: TrainSpec, store: Store) -> list[str]:
+    """The adapters to go on from, by name or address, each looked up."""
+    named = spec.llamafactory.get("adapter_name_or_path")
+    refs = [ref.strip() for ref in named.split(",")] if isinstance(named, str) else []
+    found = [store.model(ref, field="llamafactory.adapter_name_or_path") for ref in refs]
+    for model in found:
+        if not model.is_adapter:
+            raise ConfigError(
+                f"llamafactory.adapter_name_or_path is {model.ref!r}, which is a full model and no adapter. "
+                f"Set model: {model.ref} instead, or name an adapter."
+            )
+    return [model.ref for model in found]
+
+
+def _store_faults(store: Store) -> list[str]:
+    """A store that only this process sees is none for a job."""
+    if store.root.backend.shared:
+        return []
+    return [
+        f"store: is {store.uri!r}, which only this process sees; workers are others. Use a folder, gs:// or s3://."
+    ]
 
 
 def _dataset_info(spec: TrainSpec, store: Store) -> dict[str, Any]:
@@ -165,11 +200,7 @@ def _dataset_info(spec: TrainSpec, store: Store) -> dict[str, Any]:
     entries = {}
     for name, field in named:
         dataset = store.dataset(name, field=field)
-        entry = dataset.info()
-        if "file_name" in entry:
-            # LLaMA-Factory joins dataset_dir and file_name; an absolute name stays what it is.
-            entry["file_name"] = str(dataset.path / entry["file_name"])
-        entries[name] = entry
+        entries[name] = dataset.info()
     return entries
 
 
@@ -177,7 +208,7 @@ def _publish_faults(publish: Publish | None, store: Store) -> list[str]:
     """A version that is taken: better known now than when the training is done."""
     if publish is None or publish.version is None:
         return []
-    taken = {model.ref for model in store.models()}
+    taken = {model.ref for model in store.models(publish.name)}
     ref = f"{publish.name}/{publish.version}"
     if ref not in taken:
         return []
@@ -227,8 +258,8 @@ def _resources(cpus: float, gpus: float) -> dict[str, float]:
     return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
 
 
-def _llamafactory(spec: TrainSpec, model_path: str, *, on_cpu: bool) -> dict[str, Any]:
-    owned: dict[str, Any] = {"model_name_or_path": model_path, "dataset": ",".join(spec.datasets)}
+def _llamafactory(spec: TrainSpec, *, on_cpu: bool) -> dict[str, Any]:
+    owned: dict[str, Any] = {"dataset": ",".join(spec.datasets)}
     if on_cpu:
         owned["use_cpu"] = True
     return _DEFAULTS | spec.llamafactory | owned
@@ -246,4 +277,4 @@ def _env_vars(*, on_cpu: bool) -> dict[str, str]:
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
     # Two workers on two cores: one thread each, or they wait for each other.
-    return env_vars | ({"OMP_NUM_THREADS": "1"} if on_cpu else {})
+    return env_vars | storage_env() | ({"OMP_NUM_THREADS": "1"} if on_cpu else {})

@@ -48,7 +48,8 @@ class TrainSpec(ConfigModel):
     """Name of the run; run ids begin with it."""
 
     model: str
-    """The model to start from: ``name`` (the latest version), ``name/version``, or a folder's path."""
+    """The model to start from: ``name`` (the latest version), ``name/version``, the path of a folder, or an
+    address (``gs://``, ``s3://``, ``hf://org/name``)."""
 
     dataset: str | list[str]
     """A dataset of the store, or several."""

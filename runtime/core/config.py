@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 import yaml
@@ -42,7 +42,19 @@ def load_spec(cls: type[Spec], source: Spec | Mapping[str, Any] | str | Path) ->
     if isinstance(source, Mapping):
         return _validate(cls, source, origin="spec")
     path = Path(source)  # type: ignore[arg-type]
-    return _validate(cls, _read(path), origin=str(path))
+    return parse_spec(cls, _read(path), origin=str(path))
+
+
+def parse_spec(cls: type[Spec], text: str, *, origin: str) -> Spec:
+    """A validated spec from the text of a YAML or JSON file.
+
+    Args:
+        origin: Its path or address; the ending ``.json`` means JSON.
+
+    Raises:
+        ConfigError: as ``load_spec`` does.
+    """
+    return _validate(cls, _parse(text, origin), origin=origin)
 
 
 def origin_of(source: object) -> str:
@@ -62,23 +74,27 @@ def blamed_on(source: object) -> Iterator[None]:
         raise ConfigError(f"{origin}: {error}") from None
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> str:
     try:
-        text = path.read_text()
+        return path.read_text()
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}). Check the path; it is taken from {Path.cwd()}."
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not text. A spec is a YAML or JSON file in UTF-8.") from None
+
+
+def _parse(text: str, origin: str) -> Mapping[str, Any]:
+    suffix = PurePath(origin).suffix
     try:
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        data = json.loads(text) if suffix == ".json" else yaml.safe_load(text)
     except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: is not valid {path.suffix.lstrip('.') or 'YAML'}: {error}") from None
+        raise ConfigError(f"{origin}: is not valid {suffix.lstrip('.') or 'YAML'}: {error}") from None
     if not isinstance(data, Mapping):
         if data is None:
-            raise ConfigError(f"{path}: is empty. Write the spec's fields into it; see examples/.")
-        raise ConfigError(f"{path}: holds {type(data).__name__}, but a spec is a mapping of fields.")
+            raise ConfigError(f"{origin}: is empty. Write the spec's fields into it; see examples/.")
+        raise ConfigError(f"{origin}: holds {type(data).__name__}, but a spec is a mapping of fields.")
     return data
 
 

@@ -21,7 +21,31 @@ class ConfigError(TandemError):
 
 
 class StorageError(TandemError):
-    """Bytes could not be found, read, written or committed."""
+    """Bytes could not be found, read, written or committed. The message names the address and the remedy."""
+
+
+class NotFound(StorageError):
+    """Nothing is at the address, or its bucket does not exist."""
+
+
+class Denied(StorageError):
+    """The store refuses these credentials, or there are none."""
+
+
+class Conflict(StorageError):
+    """Somebody else committed at the same address first: theirs stands."""
+
+
+class Unreachable(StorageError):
+    """The store did not answer in time, however often it was asked."""
+
+
+class Corrupt(StorageError):
+    """Bytes are not those that were written: a checksum or a length differs."""
+
+
+class NoSpace(StorageError):
+    """The disk or the quota is full; nothing was committed."""
 
 
 class EnvironmentFault(TandemError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -23,6 +24,8 @@ from runtime.core.log import get_logger
 from serve_apps.engine.command_line import command_line
 from serve_apps.engine.last_words import last_error
 from serve_apps.engine.watchdog import watch_over_children
+from storage.cache import CachedFolder
+from storage.store import open_store
 
 _log = get_logger(__name__)
 
@@ -30,9 +33,11 @@ _log = get_logger(__name__)
 class Engine:
     """A running engine and its application. Get one from :meth:`start`."""
 
-    def __init__(self, client: AsyncLLM, app: FastAPI) -> None:
+    def __init__(self, client: AsyncLLM, app: FastAPI, model: CachedFolder) -> None:
         self.app = app
         self._client = client
+        # In use, so that the node cache keeps it: vLLM reads some of its files again later.
+        self._model = model
 
     @classmethod
     async def start(cls, plan: Mapping[str, Any]) -> Engine:
@@ -43,19 +48,22 @@ class Engine:
 
         Raises:
             ServeError: vLLM did not start; carries the last error line that it wrote.
+            StorageError: the model could not be brought to this node.
         """
         watch_over_children()
+        spec = plan["spec"]
+        model = open_store(spec["store"]).model(spec["model"]).fetch()
         try:
-            args = _parse(plan)
+            args = _parse(plan, model.path)
             client = _start_client(args)
         except Exception as error:
             # vLLM itself only says "see root cause above": the cause is what its processes wrote.
             _log.exception("vLLM could not start")
             said = last_error(error)
             # "from None": Serve shows the whole chain in the app's status; the log above has it.
-            raise ServeError(f"vLLM could not start with {plan['model_path']}: {said}") from None
+            raise ServeError(f"vLLM could not start with {spec['model']}: {said}") from None
         try:
-            return cls(client, await _build_app(client, args))
+            return cls(client, await _build_app(client, args), model)
         except Exception as error:
             client.shutdown()
             _log.exception("vLLM's application could not start")
@@ -72,6 +80,7 @@ class Engine:
     def stop(self) -> None:
         """End the engine's processes."""
         self._client.shutdown()
+        self._model.close()
 
 
 class _Refused(Exception):
@@ -85,12 +94,12 @@ class _Parser(FlexibleArgumentParser):
         raise _Refused(message)
 
 
-def _parse(plan: Mapping[str, Any]) -> argparse.Namespace:
+def _parse(plan: Mapping[str, Any], model_path: Path) -> argparse.Namespace:
     """vLLM's arguments, read by vLLM's own command-line parser."""
     parser = make_arg_parser(_Parser())
     arguments = {
         **plan["engine"],
-        "model": plan["model_path"],
+        "model": str(model_path),
         "served_model_name": plan["served_model_name"],
     }
     args = parser.parse_args(command_line(parser, arguments))

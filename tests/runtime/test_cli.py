@@ -132,7 +132,7 @@ def test_a_spec_may_name_its_own_store(run, spec, tmp_path: Path):
     plan = json.loads(
         run("serve", spec({**SERVE, "model": "elsewhere", "store": other.uri}), "--dry-run").stdout
     )
-    assert plan["model_path"] == str(other.root / "models" / "elsewhere" / "v1")
+    assert (plan["spec"]["store"], plan["spec"]["model"]) == (other.uri, "elsewhere/v1")
 
 
 def test_an_adapter_is_refused_where_whole_weights_are_needed(run, spec, tmp_path: Path):

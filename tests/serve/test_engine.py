@@ -210,7 +210,8 @@ def test_a_model_that_does_not_load_says_why_and_is_served_once_it_is_repaired(
     inputs: TestCluster, tmp_path: Path
 ):
     broken = tmp_path / "broken"
-    shutil.copytree(inputs.store.model(BASE).path, broken)
+    with inputs.store.model(BASE).fetch() as folder:
+        shutil.copytree(folder.path, broken, copy_function=shutil.copyfile)
     config = json.loads((broken / "config.json").read_text())
     config["intermediate_size"] += 64
     (broken / "config.json").write_text(json.dumps(config))
@@ -219,7 +220,8 @@ def test_a_model_that_does_not_load_says_why_and_is_served_once_it_is_repaired(
     assert why(state).startswith(f"vLLM could not start with {broken}: ")
     assert "See root cause" not in why(state) and str(config["intermediate_size"]) in why(state)
     # The same spec again: to Serve an unchanged config would mean that nothing is to be done.
-    shutil.copy(inputs.store.model(BASE).path / "config.json", broken)
+    with inputs.store.model(BASE).fetch() as folder:
+        shutil.copyfile(folder.path / "config.json", broken / "config.json")
     assert deploy(inputs, name="broken", model=str(broken))["status"] == "RUNNING"
     delete(inputs, "broken")
 

@@ -80,13 +80,13 @@ def test_the_catalogue_is_what_the_installed_llamafactory_says():
 
 
 def test_a_chat_request_renders_the_prompt_that_the_model_was_trained_on(inputs: TestCluster):
-    model = inputs.store.model("docstrings-base").path
+    folder = inputs.store.model("docstrings-base").fetch()
     asked = in_train_environment(f"""
 import json
 from llamafactory.data.template import get_template_and_fix_tokenizer
 from llamafactory.hparams import DataArguments
 from transformers import AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained({str(model)!r})
+tokenizer = AutoTokenizer.from_pretrained({str(folder.path)!r})
 messages = [{{"role": "system", "content": "Be brief."}}, {{"role": "user", "content": "What does len do?"}}]
 answer = {{"role": "assistant", "content": "Count."}}
 served = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -104,7 +104,7 @@ def test_a_killed_run_says_so_and_goes_on_from_its_last_checkpoint(inputs: TestC
     file = write(tmp_path / "lesson.yaml", LESSON)
     job = submit(inputs, file)
     run = wait_for(lambda: next(iter(inputs.store.runs("lesson")), None), "a run folder")
-    wait_for((run.path / "checkpoints" / "checkpoint_manager_snapshot.json").exists, "a checkpoint")
+    wait_for(run.checkpoints, "a committed checkpoint")
     training_workers()[0].kill()
     output = output_of(job)
     assert job.returncode == 1, output[-3000:]
@@ -116,6 +116,7 @@ def test_a_killed_run_says_so_and_goes_on_from_its_last_checkpoint(inputs: TestC
     output = output_of(again)
     assert again.returncode == 0, output[-3000:]
     assert "Resuming training from checkpoint" in output
+    assert [checkpoint.manifest.step for checkpoint in run.checkpoints()] == [4, 8, 12]
     assert [line["step"] for line in run.metrics()] == list(range(1, 13))
     assert run.result() == {"status": "succeeded", "model": "lesson/v1"}
     assert_servable(inputs, run)
@@ -134,7 +135,8 @@ def assert_servable(cluster: TestCluster, run: RunFolder) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
     ]
-    stops = json.loads((model.path / "generation_config.json").read_text())["eos_token_id"]
+    with model.fetch() as folder:
+        stops = json.loads((folder.path / "generation_config.json").read_text())["eos_token_id"]
     assert stops == [model.config()["eos_token_id"]]
 
 

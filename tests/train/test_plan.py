@@ -29,9 +29,9 @@ def test_names_become_places_and_the_users_arguments_stay_as_written(spec: dict[
     planned = plan(spec, store)
     model = store.model("tiny-base")
     assert planned.base == "tiny-base/v1"
-    assert planned.llamafactory["model_name_or_path"] == str(model.path)
+    assert planned.base_revision == model.revision
     assert planned.llamafactory.items() >= spec["llamafactory"].items()
-    assert planned.dataset_info["docstrings"]["file_name"] == f"{store.uri}/datasets/docstrings/data.jsonl"
+    assert planned.dataset_info["docstrings"]["file_name"] == "data.jsonl"
 
 
 def test_the_plan_is_plain_data(spec: dict[str, Any], store: Store):

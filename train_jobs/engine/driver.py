@@ -1,26 +1,26 @@
-"""The driver of one run: starts Ray Train, waits, publishes, and says how it ended.
+"""The driver of one run: starts Ray Train, waits, and says how it ended.
 
-python -m train_jobs.engine.driver RUN_FOLDER      # in the train environment; `train_jobs run` does it
+python -m train_jobs.engine.driver RUN_URI      # in the train environment; `train_jobs run` does it
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import CheckpointConfig, RunConfig, ScalingConfig
+from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster import environments
 from runtime.core.config import load_spec
 from runtime.core.errors import RunFailed
-from storage.runs import RunFolder
-from storage.store import open_store
+from storage.location import locate
+from storage.runs import RunFolder, run_at
 from train_jobs.engine.failure import reason
 from train_jobs.plan import TrainPlan
 
@@ -32,8 +32,12 @@ def train_loop(config: dict[str, Any]) -> None:
     worker.train_loop(config)
 
 
-def trainer(plan: TrainPlan) -> TorchTrainer:
-    """Ray Train's trainer for a plan. Checkpoints go to the run's ``checkpoints`` folder."""
+def trainer(plan: TrainPlan, scratch: Path) -> TorchTrainer:
+    """Ray Train's trainer for a plan.
+
+    Args:
+        scratch: For Ray Train's own notes. Checkpoints go to the store by our own commit.
+    """
     return TorchTrainer(
         train_loop,
         train_loop_config={"plan": plan.to_json()},
@@ -43,51 +47,25 @@ def trainer(plan: TrainPlan) -> TorchTrainer:
             use_gpu=plan.use_gpu,
             resources_per_worker=plan.resources_per_worker,
         ),
-        run_config=RunConfig(
-            name="checkpoints",
-            storage_path=plan.run_uri,
-            checkpoint_config=CheckpointConfig(num_to_keep=plan.llamafactory.get("save_total_limit")),
-        ),
+        run_config=RunConfig(name="train", storage_path=str(scratch)),
     )
 
 
-def publish(plan: TrainPlan, output: Path) -> str | None:
-    """Publish what the run left in ``output``, if the spec says so.
-
-    Returns:
-        The model version as ``name/version``, or None where nothing is published.
-    """
-    if plan.publish is None:
-        return None
-    version = open_store(plan.store_uri).publish_model(
-        output,
-        plan.publish.name,
-        kind=plan.kind,
-        base=plan.base,
-        template=plan.template,
-        run=plan.run_id,
-        version=plan.publish.version,
-    )
-    # The store has a copy of its own now.
-    shutil.rmtree(output)
-    return version.ref
-
-
-def run(folder: Path) -> dict[str, Any]:
-    """Train, publish, and write ``result.json``.
+def run(folder: RunFolder) -> dict[str, Any]:
+    """Train, and write ``result.json``; the workers publish.
 
     Returns:
         The result: ``{"status": "succeeded", "model": ...}`` or ``{"status": "failed", "error": ...}``.
     """
-    plan = load_spec(TrainPlan, folder / "plan.json")
-    run_folder = RunFolder(run_id=folder.name, path=folder)
     try:
+        plan = load_spec(TrainPlan, folder.plan())
         _connect(plan)
-        trainer(plan).fit()
-        result = {"status": "succeeded", "model": publish(plan, folder / "output")}
+        with tempfile.TemporaryDirectory(prefix="tandem-train-") as scratch:
+            trainer(plan, Path(scratch)).fit()
+        result = {"status": "succeeded", **folder.output()}
     except Exception as error:  # whatever it is, the run must say that it failed, and why
         result = {"status": "failed", "error": reason(error)}
-    run_folder.write_result(result)
+    folder.write_result(result)
     return result
 
 
@@ -112,20 +90,20 @@ def _stopped(signum: int, frame: object) -> None:
 
 def main() -> int:
     """Exit code 0 when the run succeeded, 1 when it failed."""
-    folder = Path(sys.argv[1])
+    folder = run_at(locate(sys.argv[1]))
     result = run(folder)
     # Ray prints the rest of the workers' lines now, so that ours is the last one.
     ray.shutdown()
     if result["status"] == "succeeded":
-        print(f"run {folder.name} succeeded: {result['model'] or folder / 'output'}", flush=True)
+        print(f"run {folder.run_id} succeeded: {result['model'] or folder.place / 'output'}", flush=True)
         return 0
-    failed = RunFailed(folder.name, result["error"], _log(folder))
+    failed = RunFailed(folder.run_id, result["error"], _log(folder))
     print(failed, file=sys.stderr, flush=True)
     return failed.exit_code
 
 
-def _log(folder: Path) -> str:
-    submission_id = RunFolder(run_id=folder.name, path=folder).record().get("submission_id")
+def _log(folder: RunFolder) -> str:
+    submission_id = folder.record().get("submission_id")
     return f"ray job logs {submission_id}" if submission_id else "the lines above"
 
 

@@ -5,18 +5,30 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import ray.train
 from llamafactory.train.tuner import run_exp
+from transformers import TrainerCallback
 
 from runtime.core.config import load_spec
-from storage.runs import RunFolder
-from train_jobs.engine.callbacks import CheckpointCallback, MetricsCallback
+from runtime.core.errors import StorageError
+from runtime.core.places import cache_root
+from storage.cache import cached, wanted_of
+from storage.commit import commit_folder, now, remove_committed
+from storage.datasets import Dataset
+from storage.location import locate
+from storage.manifest import OutputManifest
+from storage.models import ModelVersion
+from storage.runs import RunFolder, run_at
+from storage.store import Store, open_store
+from train_jobs.engine.callbacks import MetricsCallback
+from train_jobs.engine.checkpoints import CheckpointCallback
 from train_jobs.plan import TrainPlan
 
 MODEL_FILES = (
@@ -31,36 +43,70 @@ _NOT_MODEL_FILES = {"training_args.bin", "optimizer.bin", "scheduler.bin"}
 
 
 def train_loop(config: dict[str, Any]) -> None:
-    """Train as the plan says. Runs in every worker; raises what LLaMA-Factory raises.
+    """Train as the plan says, and publish. Runs in every worker; raises what LLaMA-Factory raises.
 
     Args:
         config: ``{"plan": <TrainPlan as JSON>}``.
     """
     plan = load_spec(TrainPlan, json.loads(config["plan"]))
-    run = RunFolder(run_id=str(plan.run_id), path=Path(str(plan.run_uri)))
+    run = run_at(locate(str(plan.run_uri)))
+    store = open_store(plan.store_uri)
     rank = ray.train.get_context().get_world_rank()
     # LLaMA-Factory's launcher and its reading of USE_RAY would start a Ray job inside this one.
     os.environ.pop("USE_RAY", None)
     if plan.deepspeed is not None:
         _init_deepspeed(use_gpu=plan.use_gpu)
-    with _scratch(run.run_id, rank) as scratch, _checkpoint() as checkpoint:
-        run_exp(_arguments(plan, scratch, checkpoint), [MetricsCallback(run), CheckpointCallback()])
+    with ExitStack() as stack:
+        scratch = stack.enter_context(_scratch(run.run_id, rank))
+        metrics = stack.enter_context(closing(run.metrics_log())) if rank == 0 else None
+        callbacks: list[TrainerCallback] = [MetricsCallback(metrics)] if metrics else []
+        callbacks.append(CheckpointCallback(run, metrics))
+        run_exp(_arguments(plan, store, run, scratch, stack), callbacks)
         if rank == 0:
-            copy_model(scratch / "output", run.path / "output")
+            hand_in(plan, store, run, model_only(scratch / "output", scratch / "model"))
 
 
-def _arguments(plan: TrainPlan, scratch: Path, checkpoint: Path | None) -> dict[str, Any]:
-    """The plan's arguments with those that differ by rank and attempt."""
+def _arguments(
+    plan: TrainPlan, store: Store, run: RunFolder, scratch: Path, stack: ExitStack
+) -> dict[str, Any]:
+    """The plan's arguments with the paths of this node; what they name stays until ``stack`` ends."""
+
+    def fetched(model: ModelVersion) -> str:
+        return str(stack.enter_context(model.fetch()).path)
+
     dataset_dir = scratch / "datasets"
     dataset_dir.mkdir()
-    (dataset_dir / "dataset_info.json").write_text(json.dumps(plan.dataset_info))
-    return plan.llamafactory | {
-        # Every rank its own: Ray merges what the ranks wrote into one checkpoint, so each sends its own part.
-        "output_dir": str(scratch / "output"),
-        "dataset_dir": str(dataset_dir),
-        "deepspeed": plan.deepspeed,
-        "resume_from_checkpoint": str(checkpoint) if checkpoint else None,
-    }
+    info = {name: _located(entry, store.dataset(name), stack) for name, entry in plan.dataset_info.items()}
+    (dataset_dir / "dataset_info.json").write_text(json.dumps(info))
+    adapters = [fetched(store.model(ref)) for ref in plan.adapters]
+    return (
+        plan.llamafactory
+        | ({"adapter_name_or_path": ",".join(adapters)} if adapters else {})
+        | {
+            "model_name_or_path": fetched(store.model(plan.base)),
+            # Every rank its own: each sends the files that it wrote itself.
+            "output_dir": str(scratch / "output"),
+            "dataset_dir": str(dataset_dir),
+            "deepspeed": plan.deepspeed,
+            "resume_from_checkpoint": _last_checkpoint(run, stack),
+        }
+    )
+
+
+def _located(entry: dict[str, Any], dataset: Dataset, stack: ExitStack) -> dict[str, Any]:
+    folder = stack.enter_context(dataset.fetch()).path
+    # LLaMA-Factory joins dataset_dir and file_name; an absolute name stays what it is.
+    return entry | {"file_name": str(folder / entry["file_name"])}
+
+
+def _last_checkpoint(run: RunFolder, stack: ExitStack) -> str | None:
+    """The run's last committed checkpoint as a folder of this node, or None at the first attempt."""
+    checkpoints = run.checkpoints()
+    if not checkpoints:
+        return None
+    manifest, place = checkpoints[-1].manifest, checkpoints[-1].place
+    wanted = wanted_of(manifest.files, place / manifest.prefix)
+    return str(stack.enter_context(cached(wanted, label=f"{run.run_id} step {manifest.step}")))
 
 
 def _init_deepspeed(*, use_gpu: bool) -> None:
@@ -87,22 +133,48 @@ def _scratch(run_id: str, rank: int) -> Iterator[Path]:
             folder.parent.rmdir()
 
 
-@contextmanager
-def _checkpoint() -> Iterator[Path | None]:
-    """The run's last committed checkpoint as a folder, or None at the first attempt."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        yield None
-        return
-    with checkpoint.as_directory() as folder:
-        yield Path(folder)
+def hand_in(plan: TrainPlan, store: Store, run: RunFolder, folder: Path) -> None:
+    """Publish the model, or keep it with the run where the spec publishes nothing; say which in the run.
+
+    Raises:
+        StorageError: the store takes neither. The model stays on this node, and the message says where.
+    """
+    try:
+        run.write_output(_published(plan, store, run, folder))
+    except StorageError as error:
+        kept = cache_root() / "unpublished" / run.run_id
+        shutil.copytree(folder, kept, dirs_exist_ok=True)
+        raise type(error)(f"{error} The trained model is kept in {kept} on {socket.gethostname()}.") from None
 
 
-def copy_model(source: Path, target: Path) -> None:
-    """Copy the model's files, and only those, so that ``target`` can be served as it is."""
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+def _published(plan: TrainPlan, store: Store, run: RunFolder, folder: Path) -> dict[str, Any]:
+    if plan.publish is None:
+        place = run.place / "output"
+        # Of an earlier attempt of this very run.
+        remove_committed(place)
+        commit_folder(folder, place, OutputManifest(created_at=now()))
+        return {"model": None}
+    last = (run.metrics() or [{}])[-1]
+    version = store.publish_model(
+        folder,
+        plan.publish.name,
+        kind=plan.kind,
+        base=plan.base,
+        base_revision=plan.base_revision,
+        template=plan.template,
+        run=plan.run_id,
+        version=plan.publish.version,
+        llamafactory=plan.llamafactory,
+        metrics={key: value for key, value in last.items() if isinstance(value, int | float)},
+    )
+    return {"model": version.ref}
+
+
+def model_only(source: Path, target: Path) -> Path:
+    """A folder of the model's files, and only those, that can be served as it is. Hard links, no copies."""
+    target.mkdir()
     found = {file for pattern in MODEL_FILES for file in source.glob(pattern)}
     for file in sorted(found):
         if file.name not in _NOT_MODEL_FILES:
-            shutil.copy2(file, target / file.name)
+            (target / file.name).hardlink_to(file)
+    return target

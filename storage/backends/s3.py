@@ -1,0 +1,258 @@
+"""``s3://bucket``: Amazon S3 and whatever speaks its protocol (MinIO, Ceph), through boto3.
+
+Credentials come from the AWS chain: environment, profiles, web identity, instance metadata.
+``AWS_ENDPOINT_URL`` is honoured. Parts carry their CRC-32C, which S3 verifies; where a server ignores it, the
+part's ETag is compared with its MD5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any
+
+import boto3
+from botocore import UNSIGNED
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    TokenRetrievalError,
+)
+
+from runtime.core.errors import Denied, StorageError
+from storage import backend, crc
+from storage.backend import Entry, Part, Unfinished
+from storage.http_faults import body, fault, in_words, passing
+from storage.patience import REQUEST_TIMEOUT_S, Transient
+
+_CONNECTIONS = 32
+_LOGIN = (
+    "Give credentials the AWS way, where the cluster runs too: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "AWS_PROFILE, or a role; they need s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket. For a "
+    "public bucket set `anonymous: true` for its prefix in the workspace config."
+)
+
+
+class Options(backend.Options):
+    """Settings for an ``s3://`` prefix."""
+
+    endpoint_url: str | None = None
+    """Another server that speaks S3, such as MinIO. Default: ``$AWS_ENDPOINT_URL``, else Amazon."""
+
+    region: str | None = None
+    """The bucket's region. Default: the AWS configuration, else ``us-east-1``."""
+
+    profile: str | None = None
+    """A profile of the AWS configuration files: whose credentials to use."""
+
+    anonymous: bool = False
+    """Ask without credentials: for public buckets."""
+
+    path_style: bool = False
+    """Put the bucket into the path, not the host name. On by itself for an ``endpoint_url`` that is an
+    IP address."""
+
+
+def connect(root: str, options: Mapping[str, Any]) -> S3:
+    """The bucket ``root``.
+
+    Raises:
+        Denied: the profile does not exist.
+    """
+    return S3(root, Options(**options))
+
+
+class S3(backend.Backend):
+    """One bucket."""
+
+    scheme = "s3"
+
+    def __init__(self, bucket: str, options: Options) -> None:
+        self._name = bucket
+        config = Config(
+            connect_timeout=REQUEST_TIMEOUT_S,
+            read_timeout=REQUEST_TIMEOUT_S,
+            max_pool_connections=_CONNECTIONS,
+            # One attempt: see patience.py.
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            # We send CRC-32C ourselves and compare what we read with it.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            signature_version=UNSIGNED if options.anonymous else None,
+            s3={"addressing_style": "path"} if options.path_style else None,
+        )
+        try:
+            session = boto3.session.Session(profile_name=options.profile)
+            region = options.region or session.region_name or "us-east-1"
+            self._client = session.client(
+                "s3", endpoint_url=options.endpoint_url, region_name=region, config=config
+            )
+        except ProfileNotFound:
+            raise Denied(
+                f"s3://{bucket}: the AWS configuration has no profile {options.profile!r}. Correct `profile` "
+                "for this prefix in the workspace config, or add it with: aws configure --profile NAME."
+            ) from None
+        except (BotoCoreError, ValueError) as error:
+            raise StorageError(f"s3://{bucket}: {error}. Correct the settings of this prefix.") from None
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self._name}/{key}".rstrip("/")
+
+    def find(self, key: str) -> Iterator[Entry]:
+        with self._translated(key):
+            for page in self._pages(key, {}):
+                yield from map(_entry, page.get("Contents", []))
+
+    def names(self, key: str) -> tuple[list[str], list[Entry]]:
+        folders: list[str] = []
+        files: list[Entry] = []
+        with self._translated(key):
+            for page in self._pages(key, {"Delimiter": "/"}):
+                files += map(_entry, page.get("Contents", []))
+                folders += [
+                    p["Prefix"].rstrip("/").rpartition("/")[2] for p in page.get("CommonPrefixes", [])
+                ]
+        return sorted(folders), files
+
+    def _pages(self, key: str, more: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        pages = self._client.get_paginator("list_objects_v2")
+        yield from pages.paginate(Bucket=self._name, Prefix=f"{key}/" if key else "", **more)
+
+    def stat(self, key: str) -> Entry | None:
+        with self._translated(key):
+            try:
+                found = self._client.head_object(Bucket=self._name, Key=key, ChecksumMode="ENABLED")
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                    raise
+                # HEAD has no body that tells a missing bucket from a missing object.
+                self._client.list_objects_v2(Bucket=self._name, MaxKeys=1)
+                return None
+        known = found.get("ChecksumCRC32C")
+        # Where a checksum is one of the parts' checksums it ends in their count, and is no use.
+        crc32c = crc.from_base64(known) if known and "-" not in known else None
+        return Entry(key, found["ContentLength"], found["ETag"], crc32c, found["LastModified"].timestamp())
+
+    def read(self, entry: Entry, start: int, size_bytes: int) -> Iterator[bytes]:
+        asked = {"Range": f"bytes={start}-{start + size_bytes - 1}"}
+        if entry.version:
+            asked["IfMatch"] = entry.version
+        with self._translated(entry.key):
+            answer = self._client.get_object(Bucket=self._name, Key=entry.key, **asked)
+        with closing(answer["Body"]) as stream:
+            # The raw stream, since StreamingBody.read waits until a whole chunk is there: a connection that
+            # trickles would never be found out.
+            yield from body(stream._raw_stream.read1, size_bytes)
+
+    def write(self, key: str, part: Part, *, create_only: bool) -> None:
+        data = part.read()
+        condition = {"IfNoneMatch": "*"} if create_only else {}
+        with self._translated(key):
+            answer = self._client.put_object(
+                Bucket=self._name, Key=key, Body=data, ChecksumCRC32C=crc.to_base64(part.crc32c), **condition
+            )
+        self._check(data, part, answer)
+
+    def begin(self, key: str, size_bytes: int) -> str:
+        with self._translated(key):
+            answer = self._client.create_multipart_upload(
+                Bucket=self._name, Key=key, ChecksumAlgorithm="CRC32C", ChecksumType="FULL_OBJECT"
+            )
+        return str(answer["UploadId"])
+
+    def send(self, key: str, upload_id: str, part: Part) -> str:
+        data = part.read()
+        with self._translated(key):
+            answer = self._client.upload_part(
+                Bucket=self._name,
+                Key=key,
+                UploadId=upload_id,
+                PartNumber=part.number,
+                Body=data,
+                ChecksumCRC32C=crc.to_base64(part.crc32c),
+            )
+        self._check(data, part, answer)
+        return f"{answer['ETag']} {crc.to_base64(part.crc32c)}"
+
+    def _check(self, data: bytes, part: Part, answer: Mapping[str, Any]) -> None:
+        """S3 has verified the CRC-32C that it repeats; of a server that does not, look at the MD5."""
+        if answer.get("ChecksumCRC32C") == crc.to_base64(part.crc32c):
+            return
+        etag = str(answer.get("ETag", "")).strip('"')
+        is_md5 = len(etag) == 32 and "SSEKMSKeyId" not in answer
+        if is_md5 and hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
+            raise Transient("what the store got is not what was sent (its MD5 differs)")
+
+    def knows(self, key: str, upload_id: str) -> bool:
+        with self._translated(key):
+            try:
+                self._client.list_parts(Bucket=self._name, Key=key, UploadId=upload_id, MaxParts=1)
+            except self._client.exceptions.NoSuchUpload:
+                return False
+        return True
+
+    def finish(self, key: str, upload_id: str, tags: dict[int, str], *, size_bytes: int, crc32c: int) -> None:
+        parts = []
+        for number, tag in sorted(tags.items()):
+            etag, _, part_crc = tag.partition(" ")
+            parts.append({"PartNumber": number, "ETag": etag, "ChecksumCRC32C": part_crc})
+        with self._translated(key):
+            self._client.complete_multipart_upload(
+                Bucket=self._name,
+                Key=key,
+                UploadId=upload_id,
+                MultipartUpload={"Parts": parts},
+                ChecksumCRC32C=crc.to_base64(crc32c),
+                ChecksumType="FULL_OBJECT",
+            )
+
+    def give_up(self, key: str, upload_id: str) -> None:
+        with self._translated(key):
+            try:
+                self._client.abort_multipart_upload(Bucket=self._name, Key=key, UploadId=upload_id)
+            except self._client.exceptions.NoSuchUpload:
+                return
+
+    def unfinished(self, key: str) -> Iterator[Unfinished]:
+        with self._translated(key):
+            pages = self._client.get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=self._name, Prefix=f"{key}/" if key else ""):
+                for upload in page.get("Uploads", []):
+                    yield Unfinished(upload["Key"], upload["UploadId"], upload["Initiated"].timestamp())
+
+    def delete(self, key: str) -> None:
+        with self._translated(key):
+            self._client.delete_object(Bucket=self._name, Key=key)
+
+    @contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        try:
+            with passing():
+                yield
+        except ClientError as error:
+            answer, said = error.response.get("ResponseMetadata", {}), error.response.get("Error", {})
+            raise fault(
+                int(answer.get("HTTPStatusCode", 0)),
+                str(said.get("Code", "")),
+                str(said.get("Message", "")),
+                uri=self.uri(key),
+                login=_LOGIN,
+                headers=answer.get("HTTPHeaders", {}),
+            ) from None
+        except (NoCredentialsError, PartialCredentialsError, TokenRetrievalError) as error:
+            raise Denied(f"{self.uri(key)}: {error}. {_LOGIN}") from None
+        except (HTTPClientError, ConnectionError) as error:
+            raise Transient(in_words(error)) from None
+        except BotoCoreError as error:
+            raise StorageError(f"{self.uri(key)}: {error}. Correct the settings of this prefix.") from None
+
+
+def _entry(item: Mapping[str, Any]) -> Entry:
+    return Entry(item["Key"], item["Size"], item["ETag"], None, item["LastModified"].timestamp())

@@ -1,0 +1,104 @@
+"""A run's metrics as they come: lines of JSON that anybody can read while one process adds to them.
+
+On a file system a line is appended at once. Object stores cannot append: there the whole (small) object is
+written again every few seconds, in a thread of its own, so that training never waits for a store.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+from runtime.core.errors import StorageError
+from runtime.core.log import get_logger
+from storage.location import Location
+
+_log = get_logger(__name__)
+
+_EVERY_S = 2.0
+"""Google Cloud Storage takes one change a second of the same object."""
+_SHARE = 0.05
+"""At most so much of the time is spent writing, however long the log grows."""
+
+
+def read_metrics(place: Location) -> list[dict[str, Any]]:
+    """The lines so far, oldest first; one that is still being written is left out."""
+    if place.stat() is None:
+        return []
+    text = place.read_bytes().decode()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+class MetricsLog:
+    """The one writer of a run's ``metrics.jsonl``."""
+
+    def __init__(self, place: Location) -> None:
+        self._place = place
+        self._path = place.local_path()
+        self._lines = [json.dumps(line) for line in read_metrics(place)] if self._path is None else []
+        self._written = len(self._lines)
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._keep_writing, name="metrics", daemon=True)
+        if self._path is None:
+            self._thread.start()
+
+    def append(self, values: dict[str, Any]) -> None:
+        """Add one line."""
+        line = json.dumps(values)
+        if self._path is not None:
+            with self._path.open("a") as file:
+                file.write(line + "\n")
+        else:
+            with self._lock:
+                self._lines.append(line)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of later steps: a resumed run does them again, and none is counted twice."""
+        known = read_metrics(self._place) if self._path else [json.loads(line) for line in self._lines]
+        kept = [json.dumps(line) for line in known if line["step"] <= step]
+        if len(kept) == len(known):
+            return
+        with self._lock:
+            self._lines = kept
+            self._write()
+        if self._path is not None:
+            self._lines = []
+
+    def flush(self) -> None:
+        """Return when every line so far is in the store.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        if self._path is None:
+            with self._lock:
+                if self._written != len(self._lines):
+                    self._write()
+
+    def close(self) -> None:
+        """Write what is left. A store that fails now costs these lines and no more; the log tells."""
+        self._closing.set()
+        if self._path is None:
+            self._thread.join()
+            try:
+                self.flush()
+            except StorageError:
+                _log.exception("the last metrics could not be written")
+
+    def _keep_writing(self) -> None:
+        pause_s = _EVERY_S
+        while not self._closing.wait(pause_s):
+            began_s = time.monotonic()
+            try:
+                self.flush()
+            except StorageError as error:
+                # Training goes on; the lines stay, and the next attempt writes them all.
+                _log.warning("metrics: %s", error)
+            pause_s = max(_EVERY_S, (time.monotonic() - began_s) / _SHARE)
+
+    def _write(self) -> None:
+        self._place.write_bytes("".join(f"{line}\n" for line in self._lines).encode())
+        self._written = len(self._lines)
