@@ -23,7 +23,7 @@ from cluster.processes import descendants, free_port, is_alive, kill_all, port_i
 from cluster.rest import answers, checked_url, cluster_resources, head_ip
 from runtime.core.config import ConfigModel, load_spec
 from runtime.core.errors import ClusterError, ConfigError
-from runtime.core.places import cache_root, home
+from runtime.core.places import cache_root, file_cache, home
 from storage.local_files import write_json
 from storage.store import open_store
 
@@ -221,6 +221,7 @@ def _environment(spec: LocalClusterSpec) -> dict[str, str]:
         # Absolute: workers run in folders of their own.
         "TANDEM_HOME": str(home()),
         "TANDEM_CACHE": str(cache_root()),
+        "TANDEM_FILE_CACHE": str(file_cache()),
         "TANDEM_STORE": open_store(spec.store).uri,
         **_config_file(),
         # Ray 2.60 turns token authentication on as soon as the account has a token file; this cluster

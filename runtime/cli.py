@@ -11,6 +11,10 @@ from typing import Any
 import click
 
 from runtime import __version__
+from runtime.cli_datasets import datasets
+from runtime.cli_models import models
+from runtime.cli_options import address_option, dry_run_option, json_option, show, store_option
+from runtime.cli_storage import storage
 from runtime.core.errors import TandemError
 from runtime.core.log import configure
 
@@ -34,20 +38,6 @@ class _Group(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
-
-
-address_option = click.option(
-    "--address",
-    envvar="TANDEM_ADDRESS",
-    help="Dashboard of a running cluster, http://head:8265. Default: local.",
-)
-store_option = click.option(
-    "--store", envvar="TANDEM_STORE", help="Root address of the store. Default: ~/.tandem/store."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-dry_run_option = click.option(
-    "--dry-run", is_flag=True, help="Print the resolved plan as JSON and do nothing."
-)
 
 
 @click.group(cls=_Group, context_settings=_CONTEXT)
@@ -191,18 +181,12 @@ def runs(name: str | None, store: str | None, as_json: bool) -> None:
     from storage.store import open_store
 
     rows = [Run(folder).describe() for folder in open_store(store).runs(name)]
-    _show(rows, ["run_id", "status", "step", "max_steps", "loss", "model"], as_json)
+    show(rows, ["run_id", "status", "step", "max_steps", "loss", "model"], as_json)
 
 
-@main.command()
-@store_option
-@json_option
-def models(store: str | None, as_json: bool) -> None:
-    """List the model versions in the store."""
-    from storage.store import open_store
-
-    rows = [_model_row(model) for model in open_store(store).models()]
-    _show(rows, ["model", "kind", "base", "template", "created_at"], as_json)
+main.add_command(models)
+main.add_command(datasets)
+main.add_command(storage)
 
 
 @main.command()
@@ -249,30 +233,6 @@ def _tandem(address: str | None, store: str | None) -> Any:
     if address is None:
         ensure(["core", "train", "serve"])
     return Tandem(address, store=store)
-
-
-def _model_row(model: Any) -> dict[str, Any]:
-    manifest = model.manifest
-    return {
-        "model": model.ref,
-        "kind": manifest.kind,
-        "base": manifest.base,
-        "template": manifest.template,
-        "run": manifest.run,
-        "size_bytes": manifest.total_bytes,
-        "created_at": manifest.created_at,
-        "uri": model.uri,
-        "revision": model.revision,
-    }
-
-
-def _show(rows: list[dict[str, Any]], columns: list[str], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
-    from runtime.show import print_table
-
-    print_table(rows, columns)
 
 
 if __name__ == "__main__":

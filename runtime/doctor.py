@@ -15,6 +15,7 @@ from typing import Any
 from cluster import environments, local, rest
 from runtime.core.errors import TandemError
 from runtime.core.places import cache_root
+from storage.patience import patience
 from storage.store import open_store
 
 IMPORTS = {
@@ -27,6 +28,7 @@ IMPORTS = {
 IMPORT_TIMEOUT_S = 180
 OPEN_FILES_WANTED = 4096
 """Ray keeps a few descriptors per worker and actor; its own check warns below this."""
+STORE_PATIENCE_S = 10.0
 FREE_BYTES_WANTED = 2_000_000_000
 SHM_BYTES_WANTED = 200_000_000
 """Ray's smallest useful object store. With less it falls back to the disk, many times slower."""
@@ -90,7 +92,7 @@ def collect() -> Report:
         disks=disks,
         shm_bytes=shm_bytes,
         open_files=open_files,
-        problems=[*_environment_faults(found), *faults, *gpu_faults],
+        problems=[*_environment_faults(found), *faults, *gpu_faults, *_store_faults()],
         warnings=[*_disk_warnings(disks), *_limit_warnings(shm_bytes, open_files)],
     )
 
@@ -191,6 +193,16 @@ def _store_root() -> Path | str:
         return open_store().uri
     except TandemError as error:
         return str(error)
+
+
+def _store_faults() -> list[str]:
+    """What keeps the store from being read, with the remedy."""
+    try:
+        with patience(STORE_PATIENCE_S):
+            open_store().root.names()
+    except TandemError as error:
+        return [f"The store: {error}"]
+    return []
 
 
 def _disk(place: Path | str) -> dict[str, Any]:

@@ -24,9 +24,11 @@ from runtime.app import App
 from runtime.core.config import blamed_on, load_spec, origin_of
 from runtime.core.errors import ConfigError, EnvironmentFault
 from runtime.run import Run
+from runtime.served import remove_model
 from runtime.show import table_html
 from serve_apps.plan import ServePlan, plan_serve
 from serve_apps.spec import ServeSpec
+from storage.datasets import Dataset
 from storage.models import ModelVersion
 from storage.store import Store, open_store
 from storage.workspace import storage_env
@@ -149,9 +151,39 @@ class Tandem:
 
     # both
 
-    def models(self) -> list[ModelVersion]:
-        """Every committed model version in the store."""
-        return self.store.models()
+    # the store
+
+    def models(self, name: str | None = None) -> list[ModelVersion]:
+        """Every committed model version in the store, of one name or all."""
+        return self.store.models(name)
+
+    def publish(self, folder: str | Path, name: str, **manifest: Any) -> ModelVersion:
+        """Commit a folder of this machine as a new version of the model ``name``.
+
+        Args:
+            manifest: ``version``, ``kind``, ``base``, ``template`` and so on, as in ``Store.publish_model``.
+        """
+        return self.store.publish_model(Path(folder), name, **manifest)
+
+    def remove_model(self, ref: str) -> ModelVersion:
+        """Remove one version, ``name/version``.
+
+        Raises:
+            ConfigError: there is none, or an app of this cluster serves it.
+        """
+        return remove_model(self.store, ref, self.dashboard_url)
+
+    def datasets(self) -> list[Dataset]:
+        """Every dataset in the store."""
+        return self.store.datasets()
+
+    def add_dataset(self, name: str, source: Any, *, info: Mapping[str, Any] | None = None) -> Dataset:
+        """Check and register rows, files, folders or addresses, as ``Store.add_dataset`` does."""
+        return self.store.add_dataset(name, source, info=info)
+
+    def remove_dataset(self, name: str) -> None:
+        """Remove a dataset."""
+        self.store.remove_dataset(name)
 
     def resources(self) -> dict[str, float]:
         """What the cluster has in all: ``{"CPU": 2.0, "GPU": 0.0, ...}``."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from runtime.core.errors import ConfigError
 
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL | re.IGNORECASE)
+# A secret may hold slashes (AWS's do), so what stands before the first one need not end in @.
+_CREDENTIALS = re.compile(r"://(?:[^/]*@|[^/[]*:[^/]*[^/\d])")
 _ALIASES = {"gcs": "gs"}
 
 
@@ -34,6 +35,11 @@ def is_address(text: str) -> bool:
     return bool(_SCHEME.match(text)) or text in (".", "..") or text.startswith(("/", "./", "../", "~"))
 
 
+def holds_credentials(text: str) -> bool:
+    """Whether a user or a password is written into a URI."""
+    return bool(_CREDENTIALS.search(text))
+
+
 def parse(text: str, *, field: str = "the address") -> Address:
     """The parts of a URI or a path; a path becomes absolute.
 
@@ -42,17 +48,17 @@ def parse(text: str, *, field: str = "the address") -> Address:
             repeated.
     """
     found = _SCHEME.match(text)
-    if found is None or found[1] == "file":
+    if found is None or found[1].lower() == "file":
         return Address("file", "", _path(found[2] if found else text, text, field))
-    scheme, rest = _ALIASES.get(found[1], found[1]), found[2]
+    scheme, rest = found[1].lower(), found[2]
+    scheme = _ALIASES.get(scheme, scheme)
     root, _, key = rest.partition("/")
-    if "@" in root:
+    if holds_credentials(text):
         raise ConfigError(
-            f"{field} {scheme}://***@{root.rpartition('@')[2]} holds credentials, which would "
-            "be stored and shown. Leave them out, and give them the way of the store: environment, profile "
-            "or key file."
+            f"{field} {scheme}://*** holds credentials, which would be stored and shown. Leave them out, and "
+            "give them the way of the store: environment, profile or key file."
         )
-    if urlsplit(text).query and scheme != "hf":
+    if "?" in rest.partition("#")[0] and scheme != "hf":
         raise ConfigError(f"{field} {scheme}://{root}/... ends in a query (?...). Give the plain address.")
     if not root:
         raise ConfigError(f"{field} is {text!r}, which names no bucket. Write {scheme}://BUCKET/FOLDER.")

@@ -46,6 +46,11 @@ class Entry:
     """Seconds since 1970."""
 
 
+def is_folder_marker(key: str) -> bool:
+    """Whether it is the empty object that web consoles make for a folder: no listing shows it."""
+    return key.endswith("/")
+
+
 @dataclass(frozen=True, slots=True)
 class Unfinished:
     """An upload that was begun and has neither been finished nor given up."""

@@ -28,7 +28,7 @@ from typing import Any
 
 from runtime.core.errors import Corrupt, NoSpace, NotFound, StorageError
 from runtime.core.log import get_logger
-from runtime.core.places import cache_root
+from runtime.core.places import file_cache
 from storage.backends.file import translate
 from storage.file_lock import FileLock, hold, try_to_hold
 from storage.journal import drop_old_journals
@@ -147,8 +147,10 @@ class NodeCache:
             if fetched:
                 self._make_room(sum(file.size_bytes for file in fetched))
                 self._fetch(fetched, progress)
-            view.link(wanted, self._blob)
-        view.write(label, wanted, complete=True)
+            # Not while somebody sweeps: a folder that is being made looks like one that was left.
+            with hold(self._evicting, shared=True):
+                view.link(wanted, self._blob)
+                view.write(label, wanted, complete=True)
 
     def _link_in(self, file: Wanted) -> bool:
         """Take a file of a store on this very disk by hard link: no byte is moved."""
@@ -163,6 +165,9 @@ class NodeCache:
                 )
             self._blob(file.key).parent.mkdir(parents=True, exist_ok=True)
             os.link(path, self._blob(file.key))
+            # Whoever writes into the folder would write into the store. Not ours to change: then it stays.
+            with suppress(OSError):
+                path.chmod(0o444)
             return True
         return False
 
@@ -251,7 +256,8 @@ class NodeCache:
                 (v for v in self._views() if v.lock.exists()), key=lambda v: v.lock.stat().st_mtime
             )
             for view in views:
-                if self.used_bytes() <= max_bytes:
+                # 0 means all, also what costs nothing because a store on this disk has it too.
+                if max_bytes and self.used_bytes() <= max_bytes:
                     break
                 if view.remove_if_unused():
                     _log.info("evicted %s", view.label)
@@ -271,7 +277,7 @@ class NodeCache:
                 f"the node cache {self.root} has no room for {needed_bytes:,} bytes more: it may hold "
                 f"{self.max_bytes:,} and holds {used:,}, its disk has {free:,} free, and what is in use "
                 f"stays ({in_use}). Free some room, raise cache.max_bytes in the workspace config, or set "
-                "TANDEM_CACHE to a folder on a larger disk."
+                "TANDEM_FILE_CACHE to a folder on a larger disk."
             )
 
     def _sweep(self) -> None:
@@ -281,7 +287,10 @@ class NodeCache:
             if not view.is_complete:
                 view.remove_if_unused()
         for path in (self.root / "folders").glob(".*"):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
         self._drop_orphans()
         for path in (self.root / "incoming").glob("*"):
             with suppress(FileNotFoundError):
@@ -379,8 +388,8 @@ def _digest(wanted: Sequence[Wanted]) -> str:
 
 
 def node_cache() -> NodeCache:
-    """The cache of this node: below ``$TANDEM_CACHE``, with the workspace config's budget."""
-    return NodeCache(cache_root() / "files", workspace().cache.max_bytes)
+    """The cache of this node: ``$TANDEM_FILE_CACHE``, with the workspace config's budget."""
+    return NodeCache(file_cache(), workspace().cache.max_bytes)
 
 
 def wanted_of(files: Iterable[FileEntry], place: Location) -> list[Wanted]:

@@ -106,7 +106,7 @@ def write_manifest(manifest: Manifest, target: Location) -> None:
         place.write_bytes(manifest.to_json().encode(), create_only=True)
         target.attempt(lambda: target.backend.sync([place.key]))
     except Conflict:
-        winner = read_manifest(target, Manifest)
+        winner = read_manifest(target, type(manifest))
         if winner is None:
             raise
         if winner.attempt == manifest.attempt:

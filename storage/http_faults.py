@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from xml.etree import ElementTree
 
 import requests
 import urllib3
@@ -17,6 +18,8 @@ PASSING = {408, 425, 429, 500, 502, 503, 504}
 """Status codes that may pass: time-outs, too many requests, a server that is overloaded or restarts."""
 
 _FULL_CODES = ("quotaexceeded", "storagefull", "storagequota", "insufficientstorage")
+
+GARBLED = "the answer was cut, or did not come from the store"
 
 MIN_BYTES_PER_S = 10_000
 """A connection slower than this for a whole time-out is taken for dead, and another one is tried."""
@@ -44,7 +47,7 @@ def fault(
         return Transient(said, _retry_after_s(headers))
     if status in (401, 403):
         return Denied(f"{uri}: the store refuses us ({said}). {login}")
-    if status == 404 and ("bucket" in word or "bucket" in message.lower()):
+    if status == 404 and ("nosuchbucket" in word or "bucket does not exist" in message.lower()):
         return NotFound(f"{uri}: the bucket does not exist ({said}). Create it, or correct the address.")
     if status == 404:
         return NotFound(f"{uri}: nothing is there ({said}). Check the address.")
@@ -60,18 +63,22 @@ def _retry_after_s(headers: Mapping[str, str]) -> float:
 
 @contextmanager
 def passing() -> Iterator[None]:
-    """Connection faults of requests and urllib3 as :class:`Transient`. Their texts hold URLs: not shown."""
+    """Connection faults of requests and urllib3, and answers cut so that they cannot be read, as
+    :class:`Transient`. Their texts hold URLs: not shown."""
     try:
         yield
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
         raise Transient(in_words(error)) from None
     except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
         raise Transient(in_words(error)) from None
+    except (requests.exceptions.InvalidJSONError, ElementTree.ParseError):
+        raise Transient(GARBLED) from None
 
 
 def in_words(error: BaseException) -> str:
     """A connection fault for people: clients' own texts hold URLs, signatures and all."""
-    text = str(error).lower()
+    # botocore keeps the cause beside its own text.
+    text = f"{error} {getattr(error, 'kwargs', {}).get('error', '')}".lower()
     known = {
         "refused": "the connection is refused",
         "name or service": "the host's name is not known",

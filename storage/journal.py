@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.core.places import cache_root
+from runtime.core.places import file_cache
 
 _KEPT_S = 7 * 24 * 3600.0
 """Stores forget begun uploads after a week or so; a journal older than that is of no use."""
@@ -77,7 +77,7 @@ class Journal:
 def open_journal(source_uri: str, source_version: str | None, target_uri: str) -> Journal | None:
     """The journal of this transfer, locked; None when another process is at it."""
     name = hashlib.sha256(f"{source_uri}\n{source_version}\n{target_uri}".encode()).hexdigest()[:32]
-    folder = cache_root() / "transfers"
+    folder = file_cache() / "transfers"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.jsonl"
     # O_APPEND: threads add whole lines.
@@ -95,7 +95,7 @@ def open_journal(source_uri: str, source_version: str | None, target_uri: str) -
 
 def drop_old_journals() -> None:
     """Remove journals that nobody has touched for a week."""
-    for path in (cache_root() / "transfers").glob("*.jsonl"):
+    for path in (file_cache() / "transfers").glob("*.jsonl"):
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > _KEPT_S:
                 path.unlink()

@@ -11,7 +11,7 @@ from typing import Any
 
 from runtime.core.errors import Unreachable
 from runtime.core.log import get_logger
-from runtime.core.places import cache_root
+from runtime.core.places import file_cache
 from storage.local_files import write_json
 from storage.patience import patience
 
@@ -57,4 +57,4 @@ def _read(file: Path) -> Any:
 
 
 def _file(address: str) -> Path:
-    return cache_root() / "files" / "known" / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.json"
+    return file_cache() / "known" / f"{hashlib.sha256(address.encode()).hexdigest()[:32]}.json"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from runtime.core.config import load_spec
-from runtime.core.errors import ConfigError, Conflict, NotFound, StorageError
+from runtime.core.errors import ConfigError, Conflict, Corrupt, NotFound, StorageError
 from runtime.core.lookup import load
 from storage import address, backends
 from storage.backend import Backend, Entry, Part
@@ -77,27 +77,33 @@ class Location:
         Raises:
             NotFound: there is none.
         """
-        return self._patiently(self._read)
+        found = self._patiently(self._read)
+        if found is None:
+            raise NotFound(f"{self.uri}: there is nothing. Check the address.")
+        return found
 
-    def _read(self) -> bytes:
+    def _read(self) -> bytes | None:
         entry = self.backend.stat(self.key)
         if entry is None:
-            raise NotFound(f"{self.uri}: there is nothing. Check the address.")
+            return None
         try:
-            return b"".join(self.backend.read(entry, 0, entry.size_bytes)) if entry.size_bytes else b""
+            chunks = self.backend.read(entry, 0, entry.size_bytes) if entry.size_bytes else ()
+            return Part(1, 0, entry.size_bytes, chunks, entry.crc32c).read()
         except (Conflict, NotFound):
             raise Transient("it is being replaced all the time") from None
+        except Corrupt as error:
+            raise Transient(f"what comes is not what is stored ({error})") from None
 
     def read_json(self) -> Any:
         """The object's content as JSON, or None when there is no object.
 
         Raises:
+            NotFound: there is not even a bucket.
             StorageError: it is no JSON.
         """
+        found = self._patiently(self._read)
         try:
-            return json.loads(self.read_bytes())
-        except NotFound:
-            return None
+            return None if found is None else json.loads(found)
         except ValueError as error:
             raise StorageError(
                 f"{self.uri}: is not JSON ({error}). Somebody else wrote it; move it away."
@@ -167,11 +173,14 @@ def side_by_side(action: Callable[[Item], T], items: Iterable[Item]) -> list[T]:
     todo = list(items)
     if len(todo) < 2:
         return [action(item) for item in todo]
-    with ThreadPoolExecutor(8) as pool:
+    pool = ThreadPoolExecutor(8)
+    try:
         # Threads do not inherit context variables: our patience is one.
-        return [
-            future.result() for future in [pool.submit(copy_context().run, action, item) for item in todo]
-        ]
+        futures = [pool.submit(copy_context().run, action, item) for item in todo]
+        return [future.result() for future in futures]
+    finally:
+        # After a fault the others are not begun: each would wait as long for the same store.
+        pool.shutdown(cancel_futures=True)
 
 
 def delete_all(places: Iterable[Location]) -> None:

@@ -14,8 +14,8 @@ from runtime.core.lookup import did_you_mean
 from storage import last_known
 from storage.address import is_address
 from storage.cache import CachedFolder, node_cache, wanted_below, wanted_of
-from storage.commit import commit_folder, now, read_manifest, remove_below
-from storage.location import Location, locate, side_by_side
+from storage.commit import commit_folder, now, read_manifest
+from storage.location import Location, delete_all, locate, side_by_side
 from storage.manifest import MANIFEST_NAME, ModelManifest
 from storage.names import check_name, next_version, version_key
 from storage.transfer import Progress
@@ -213,11 +213,10 @@ class Models:
         (found.place / _REMOVED).write_json({"removed_at": now()})
         (found.place / MANIFEST_NAME).delete()
         self._move_latest(name)
-        remove_below(found.files)
-        # A version of the first layout has its files beside its manifest.
-        for entry in found.place.find():
-            if found.place.relative(entry) != _REMOVED:
-                found.place.at(entry).delete()
+        # One of the first layout has its files beside its manifest; the mark stays in either case.
+        places = (found.place.at(entry) for entry in found.place.find())
+        delete_all([place for place in places if place != found.place / _REMOVED])
+        found.place.attempt(lambda: found.place.backend.remove_empty_folders(found.place.key))
         return found
 
     def _read(self, name: str, version: str) -> ModelVersion | None:

@@ -18,7 +18,7 @@ from runtime.core.log import get_logger
 
 DEFAULT_PATIENCE_S = 60.0
 REQUEST_TIMEOUT_S = 60.0
-"""How long one request may go without a byte. A socket's limit for sending a whole part, too."""
+"""How long one request may go without a byte, at most."""
 
 _log = get_logger(__name__)
 T = TypeVar("T")
@@ -57,10 +57,15 @@ def patience_s() -> float:
         ) from None
 
 
+def request_timeout_s() -> float:
+    """How long one request may go without a byte: half of our patience, so that another one is tried."""
+    return min(REQUEST_TIMEOUT_S, patience_s() / 2)
+
+
 @contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """Within the block, try for ``seconds`` only: there is another way, or somebody waits."""
-    token = _PATIENCE_S.set(seconds)
+    """Within the block, try for ``seconds`` at most: there is another way, or somebody waits."""
+    token = _PATIENCE_S.set(min(seconds, patience_s()))
     try:
         yield
     finally:
@@ -80,7 +85,7 @@ def patiently(attempt: Callable[[], T], uri: str) -> T:
     limit_s = patience_s()
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Transient),
-        wait=_wait_s,
+        wait=lambda state: _wait_s(state, limit_s),
         stop=tenacity.stop_after_delay(limit_s),
         before_sleep=lambda state: _log.info("%s: %s; trying again", uri, _reason(state)),
         retry_error_callback=lambda state: _give_up(state, uri, limit_s),
@@ -91,10 +96,12 @@ def patiently(attempt: Callable[[], T], uri: str) -> T:
 _BACKOFF = tenacity.wait_random_exponential(multiplier=0.2, max=8)
 
 
-def _wait_s(state: tenacity.RetryCallState) -> float:
+def _wait_s(state: tenacity.RetryCallState, limit_s: float) -> float:
     error = state.outcome.exception() if state.outcome else None
     asked_s = error.retry_after_s if isinstance(error, Transient) else 0.0
-    return max(_BACKOFF(state), min(asked_s, 30.0))
+    # The last try is at the end of our patience, and not somewhere after it.
+    left_s = max(0.0, limit_s - (state.seconds_since_start or 0.0))
+    return min(max(_BACKOFF(state), min(asked_s, 30.0)), left_s)
 
 
 def _reason(state: tenacity.RetryCallState) -> str:

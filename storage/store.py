@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from runtime.core.errors import ConfigError, StorageError
 from storage.address import is_address
@@ -16,6 +16,9 @@ from storage.names import check_name
 from storage.runs import RunFolder, Runs
 from storage.transfer import Progress
 from storage.workspace import default_store
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 
 class Store:
@@ -39,6 +42,12 @@ class Store:
         if ".." in parts:
             raise ConfigError(f"{text!r} leads out of the store. Write a name in it, or a full address.")
         return Location(self.root.backend, "/".join([*([self.root.key] if self.root.key else []), *parts]))
+
+    def filesystem(self) -> AbstractFileSystem:
+        """This store as an fsspec filesystem, for pandas, pyarrow, datasets and Ray Data."""
+        from storage.fsspec_door import TandemFileSystem
+
+        return TandemFileSystem(self)
 
     # models
 

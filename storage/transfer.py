@@ -158,6 +158,7 @@ class _Move:
         self._lock = threading.Lock()
         self._journal: Journal | None = None
         self._upload_id: str | None = None
+        self._no_upload: Exception | None = None
         self._sent: dict[int, Sent] = {}
 
     def tasks(self) -> list[_Task]:
@@ -223,8 +224,15 @@ class _Move:
     def _begun(self) -> str:
         """The upload's id; the first part that asks begins it, or takes up the one of an earlier attempt."""
         with self._lock:
+            if self._no_upload:
+                # One wait for a store that does not answer is enough.
+                raise self._no_upload
             if self._upload_id is None:
-                self._upload_id = self._taken_up() or self._new_upload()
+                try:
+                    self._upload_id = self._taken_up() or self._new_upload()
+                except Exception as error:
+                    self._no_upload = error
+                    raise
             return self._upload_id
 
     def _taken_up(self) -> str | None:

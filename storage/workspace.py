@@ -14,19 +14,23 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from runtime.core.config import ConfigModel, load_spec
+from runtime.core.config import ConfigModel, blamed_on, load_spec
 from runtime.core.errors import ConfigError
 from runtime.core.places import home
+from storage.address import holds_credentials
 
 _TRAVELLING = "TANDEM_STORAGE_OPTIONS"
-_SECRET = re.compile(r"secret|password|passwd|access_key|^key$|sas_token|private|^token$", re.IGNORECASE)
+_SECRET = re.compile(
+    r"secret|passw|passphrase|private|token|signature|credentials$|(^|_)(key|pass|pwd|sas)(_|$)",
+    re.IGNORECASE,
+)
 
 
 class CacheSettings(ConfigModel):
@@ -48,6 +52,17 @@ class Workspace(ConfigModel):
     cache: CacheSettings = CacheSettings()
     """The node cache."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _holds_no_secret(cls, data: Any) -> Any:
+        # Before all other checks: their messages repeat the value.
+        if secret := next(_secrets(data), None):
+            raise ValueError(
+                f"{secret} would hold a secret, and this file is shown and sent to workers. Give credentials "
+                "the store's own way: a profile, a key file, the environment."
+            )
+        return data
+
 
 def workspace() -> Workspace:
     """The workspace config of this process; empty where there is no file.
@@ -65,21 +80,32 @@ def workspace() -> Workspace:
 def _load(file: str | None, home_: str, travelling: str | None) -> Workspace:
     path = Path(file).expanduser() if file else Path(home_) / "config.yaml"
     found = load_spec(Workspace, path) if file or path.is_file() else Workspace()
-    if travelling:
-        found = found.model_copy(update={"storage": json.loads(travelling)})
-    _refuse_secrets(found.storage, str(path))
-    return found
+    return found.model_copy(update={"storage": _travelled(travelling)}) if travelling else found
 
 
-def _refuse_secrets(storage: Mapping[str, Mapping[str, Any]], origin: str) -> None:
-    for prefix, options in storage.items():
-        for name in options:
-            if _SECRET.search(name):
-                raise ConfigError(
-                    f"{origin}: storage.{prefix}.{name} would hold a secret, and this file is shown and "
-                    "sent to workers. Give credentials the store's own way: a profile, a key file, the "
-                    "environment."
-                )
+def _travelled(text: str) -> dict[str, dict[str, Any]]:
+    try:
+        storage = json.loads(text)
+    except ValueError:
+        raise ConfigError(
+            f"{_TRAVELLING} is not JSON. Write what `storage` is in the workspace config, or unset it."
+        ) from None
+    with blamed_on(f"${_TRAVELLING}"):
+        return load_spec(Workspace, {"storage": storage}).storage
+
+
+def _secrets(data: Any, field: str = "") -> Iterator[str]:
+    """Fields that are named like a secret, or hold one in an address; the latter's own text is left out."""
+    if isinstance(data, str) and holds_credentials(data):
+        yield field
+    for name, value in data.items() if isinstance(data, Mapping) else ():
+        is_secret_address = holds_credentials(str(name))
+        below = f"{field}.{'***' if is_secret_address else name}".lstrip(".")
+        # A prefix may be called what it likes, and a file's path is no secret.
+        is_option = "/" not in str(name) and not str(name).endswith("_file")
+        if is_secret_address or (is_option and _SECRET.search(str(name))):
+            yield below
+        yield from _secrets(value, below)
 
 
 def storage_env() -> dict[str, str]:
@@ -97,8 +123,8 @@ def options_for(uri: str) -> dict[str, Any]:
 
 
 def _is_below(uri: str, prefix: str) -> bool:
-    stem = prefix if prefix.endswith("://") else prefix.rstrip("/")
-    return uri == stem or uri.startswith(stem if stem.endswith("://") else f"{stem}/")
+    stem = re.sub("^gcs://", "gs://", prefix).rstrip("/")
+    return f"{uri}/".startswith(f"{stem}/")
 
 
 def default_store() -> str:

@@ -57,7 +57,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     settings = {
         "TANDEM_HOME": str(folder),
         "TANDEM_STORE": str(folder / "store"),
+        "TANDEM_FILE_CACHE": str(folder / "files"),
         "PYTHONPATH": str(ROOT),
+        # As a user has them: in the environment that the cluster is started with.
+        "AWS_ACCESS_KEY_ID": "tandem-tests",
+        "AWS_SECRET_ACCESS_KEY": "tandem-tests-secret",
         # The tests' clusters have no GPU, whatever the machine has.
         "TANDEM_FLAVOUR": "cpu",
     }
@@ -91,8 +95,9 @@ def inputs(cluster: TestCluster) -> TestCluster:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    """An empty store of this test's own."""
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty store of this test's own, and a node cache of its own."""
+    monkeypatch.setenv("TANDEM_FILE_CACHE", str(tmp_path / "files"))
     return open_store(str(tmp_path / "store"))
 
 

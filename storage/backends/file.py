@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -57,13 +58,14 @@ class File(backend.Backend):
 
     def names(self, key: str) -> tuple[list[str], list[Entry]]:
         folders, files = [], []
-        with _translated(key), contextlib.suppress(FileNotFoundError):
+        with _translated(key), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for name in sorted(os.listdir(key)):
                 path = os.path.join(key, name)
-                if os.path.isdir(path):
+                found = _found(path)
+                if found and stat.S_ISDIR(found.st_mode):
                     folders.append(name)
-                elif not _is_temporary(name) and (entry := self._stat(path)):
-                    files.append(entry)
+                elif found and stat.S_ISREG(found.st_mode) and not _is_temporary(name):
+                    files.append(_entry(path, found))
         return folders, files
 
     def stat(self, key: str) -> Entry | None:
@@ -71,13 +73,8 @@ class File(backend.Backend):
             return self._stat(key)
 
     def _stat(self, key: str) -> Entry | None:
-        try:
-            found = os.stat(key)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        if not os.path.isfile(key):
-            return None
-        return Entry(key, found.st_size, _version(found), None, found.st_mtime)
+        found = _found(key)
+        return _entry(key, found) if found and stat.S_ISREG(found.st_mode) else None
 
     def read(self, entry: Entry, start: int, size_bytes: int) -> Iterator[bytes]:
         with _translated(entry.key):
@@ -214,6 +211,18 @@ def _temporary(key: str, upload_id: str) -> str:
 
 def _is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(_SUFFIX) and _PREFIX in name
+
+
+def _found(path: str) -> os.stat_result | None:
+    # Not os.path.isfile and isdir: they take every fault, a stale handle too, for "there is nothing".
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _entry(key: str, found: os.stat_result) -> Entry:
+    return Entry(key, found.st_size, _version(found), None, found.st_mtime)
 
 
 def _version(found: os.stat_result) -> str:

@@ -28,14 +28,13 @@ from google.oauth2 import service_account
 
 from runtime.core.errors import Corrupt, Denied, StorageError
 from storage import backend, crc
-from storage.backend import Entry, Part, Unfinished
+from storage.backend import CHUNK_BYTES, Entry, Part, Unfinished, is_folder_marker
 from storage.http_faults import body, fault, passing
-from storage.patience import REQUEST_TIMEOUT_S, Transient
+from storage.patience import Transient, request_timeout_s
 
 _SCOPES = ["https://www.googleapis.com/auth/devstorage.read_write"]
 _PUBLIC = "https://storage.googleapis.com"
 _CONNECTIONS = 32
-_TIMEOUT_S = (REQUEST_TIMEOUT_S, REQUEST_TIMEOUT_S)
 _FIELDS = "items(name,size,generation,crc32c,updated),prefixes,nextPageToken"
 _LOGIN = (
     "Set GOOGLE_APPLICATION_CREDENTIALS to a key file, run `gcloud auth application-default login`, or use "
@@ -66,6 +65,9 @@ def connect(root: str, options: Mapping[str, Any]) -> Gs:
     Raises:
         Denied: there are no credentials, or the key file cannot be read.
     """
+    # Google's client would ask for the bucket's metadata beside every request, which the role Storage Object
+    # Admin does not allow.
+    os.environ.setdefault("DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA", "true")
     return Gs(root, Options(**options))
 
 
@@ -78,18 +80,18 @@ def _credentials(options: Options, bucket: str, endpoint: str) -> google_credent
             return service_account.Credentials.from_service_account_file(str(file), scopes=_SCOPES)
         found, _ = google.auth.default(scopes=_SCOPES)
         return found
-    except DefaultCredentialsError as error:
-        if endpoint != _PUBLIC:
-            # An emulator needs none; Google's own client does the same.
-            return google_credentials.AnonymousCredentials()
-        raise Denied(
-            f"gs://{bucket}: there are no Google credentials ({_first_line(error)}). {_LOGIN}"
-        ) from None
     except (OSError, ValueError) as error:
         # The message may quote the file: only its kind is told.
         raise Denied(
             f"gs://{bucket}: the key file {options.credentials_file or '$GOOGLE_APPLICATION_CREDENTIALS'} "
             f"cannot be used ({type(error).__name__}). {_LOGIN}"
+        ) from None
+    except DefaultCredentialsError as error:
+        if endpoint != _PUBLIC and not os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+            # An emulator needs none; Google's own client does the same.
+            return google_credentials.AnonymousCredentials()
+        raise Denied(
+            f"gs://{bucket}: there are no Google credentials ({_first_line(error)}). {_LOGIN}"
         ) from None
 
 
@@ -100,7 +102,7 @@ def _endpoint(options: Options) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:120]
+    return str(error).strip().splitlines()[0][:120].rstrip(".")
 
 
 class Gs(backend.Backend):
@@ -129,12 +131,13 @@ class Gs(backend.Backend):
     def find(self, key: str) -> Iterator[Entry]:
         with self._translated(key):
             for blob in self._list(key, delimiter=None):
-                yield _entry(blob)
+                if not is_folder_marker(blob.name):
+                    yield _entry(blob)
 
     def names(self, key: str) -> tuple[list[str], list[Entry]]:
         with self._translated(key):
             listed = self._list(key, delimiter="/")
-            files = [_entry(blob) for blob in listed]
+            files = [_entry(blob) for blob in listed if not is_folder_marker(blob.name)]
             folders = sorted(prefix.rstrip("/").rpartition("/")[2] for prefix in listed.prefixes)
         return folders, files
 
@@ -145,12 +148,12 @@ class Gs(backend.Backend):
             delimiter=delimiter,
             fields=_FIELDS,
             retry=None,
-            timeout=_TIMEOUT_S,
+            timeout=request_timeout_s(),
         )
 
     def stat(self, key: str) -> Entry | None:
         with self._translated(key):
-            blob = self._bucket.get_blob(key, retry=None, timeout=_TIMEOUT_S)
+            blob = self._bucket.get_blob(key, retry=None, timeout=request_timeout_s())
             if blob is None:
                 # A missing bucket must not look like a missing object.
                 next(iter(self._list(key, delimiter=None)), None)
@@ -164,17 +167,20 @@ class Gs(backend.Backend):
 
     def write(self, key: str, part: Part, *, create_only: bool) -> None:
         data = part.read()
-        headers = {"x-goog-if-generation-match": "0"} if create_only else {}
-        answer = self._ask("PUT", key, {}, data=data, headers=headers)
+        # With the sum the store refuses what was spoilt: what only may be created must not be there spoilt.
+        headers = {"x-goog-hash": f"crc32c={crc.to_base64(part.crc32c)}"}
+        if create_only:
+            headers["x-goog-if-generation-match"] = "0"
+        answer = self._ask("PUT", key, {}, data=_sliced(data), headers=headers)
         self._check(key, part, answer)
 
     def begin(self, key: str, size_bytes: int) -> str:
         answer = self._ask("POST", key, {"uploads": None})
-        return str(_text(ElementTree.fromstring(answer.content), "UploadId"))
+        return str(_text(_tree(answer), "UploadId"))
 
     def send(self, key: str, upload_id: str, part: Part) -> str:
         where = {"partNumber": str(part.number), "uploadId": upload_id}
-        answer = self._ask("PUT", key, where, data=part.read())
+        answer = self._ask("PUT", key, where, data=_sliced(part.read()))
         self._check(key, part, answer)
         return str(answer.headers["ETag"])
 
@@ -200,7 +206,7 @@ class Gs(backend.Backend):
         marker: dict[str, str | None] = {}
         while True:
             answer = self._ask("GET", "", {"uploads": None, "prefix": f"{key}/" if key else "", **marker})
-            root = ElementTree.fromstring(answer.content)
+            root = _tree(answer)
             for upload in _all(root, "Upload"):
                 began_s = datetime.fromisoformat(str(_text(upload, "Initiated"))).timestamp()
                 yield Unfinished(str(_text(upload, "Key")), str(_text(upload, "UploadId")), began_s)
@@ -214,7 +220,7 @@ class Gs(backend.Backend):
     def delete(self, key: str) -> None:
         with self._translated(key):
             try:
-                self._bucket.blob(key).delete(retry=None, timeout=_TIMEOUT_S)
+                self._bucket.blob(key).delete(retry=None, timeout=request_timeout_s())
             except exceptions.NotFound:
                 return
 
@@ -233,7 +239,9 @@ class Gs(backend.Backend):
             "?" + "&".join(words) if words else ""
         )
         with self._translated(key):
-            answer = self._session.request(method, url, timeout=_TIMEOUT_S, max_allowed_time=None, **more)
+            answer = self._session.request(
+                method, url, timeout=request_timeout_s(), max_allowed_time=None, **more
+            )
             if answer.status_code >= 300 and answer.status_code not in fine:
                 with closing(answer):
                     raise self._fault(key, answer)
@@ -274,6 +282,8 @@ class Gs(backend.Backend):
                 int(error.code or 0), reason, message, uri=self.uri(key), login=_LOGIN, headers=headers
             ) from None
         except RefreshError as error:
+            if error.retryable or isinstance(error.args[0], TransportError):
+                raise Transient("Google's sign-in has a fault") from None
             raise Denied(
                 f"{self.uri(key)}: Google gives these credentials no token ({_first_line(error)}). {_LOGIN}"
             ) from None
@@ -286,6 +296,29 @@ class Gs(backend.Backend):
 def _entry(blob: Any) -> Entry:
     known = crc.from_base64(blob.crc32c) if blob.crc32c else None
     return Entry(blob.name, int(blob.size), str(blob.generation), known, blob.updated.timestamp())
+
+
+class _Slices:
+    """A request's body that leaves in slices: a socket's time-out is then for each, not for all of it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for start in range(0, len(self._data), CHUNK_BYTES):
+            yield self._data[start : start + CHUNK_BYTES]
+
+
+def _sliced(data: bytes) -> bytes | _Slices:
+    return _Slices(data) if len(data) > CHUNK_BYTES else data
+
+
+def _tree(answer: requests.Response) -> ElementTree.Element:
+    with passing():
+        return ElementTree.fromstring(answer.content)
 
 
 def _all(root: ElementTree.Element, tag: str) -> list[ElementTree.Element]:

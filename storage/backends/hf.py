@@ -6,11 +6,12 @@ Files lie in the Hub's own cache (``HF_HOME``); without a network, what is there
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import httpx
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -25,8 +26,14 @@ from runtime.core.errors import Denied, NotFound, StorageError, Unreachable
 from storage import backend
 from storage.backend import Entry, Part, Unfinished
 from storage.backends.file import File
-from storage.patience import Transient
+from storage.patience import Transient, request_timeout_s
 
+# huggingface_hub 2 speaks through httpx2, 1 (which the train environment has) through httpx.
+_NO_ANSWER: tuple[type[Exception], ...] = tuple(
+    importlib.import_module(name).TransportError
+    for name in ("httpx", "httpx2")
+    if importlib.util.find_spec(name)
+)
 _LOGIN = "Set HF_TOKEN (or run `hf auth login`), and accept the model's licence on its page."
 
 
@@ -85,15 +92,18 @@ class Hf(backend.Backend):
         repository, revision = self._repository(model)
         with self._translated(model):
             try:
-                info = HfApi().model_info(repository, revision=revision, files_metadata=True)
-            except (OfflineModeIsEnabled, httpx.TransportError):
+                # Without a time-out it would wait for ever.
+                info = HfApi().model_info(
+                    repository, revision=revision, files_metadata=True, timeout=request_timeout_s()
+                )
+            except (OfflineModeIsEnabled, *_NO_ANSWER):
                 # What an earlier download left is a whole snapshot or it raises.
                 folder = snapshot_download(repository, revision=revision, local_files_only=True)
                 return [self._cached(model, Path(folder), file) for file in _files_below(Path(folder))]
         modified_s = info.last_modified.timestamp() if info.last_modified else 0.0
         files = sorted(info.siblings or [], key=lambda file: file.rfilename)
         return [
-            Entry(f"{model}/{file.rfilename}", int(file.size or 0), file.blob_id, None, modified_s)
+            Entry(f"{model}/{file.rfilename}", int(file.size or 0), _version(file), None, modified_s)
             for file in files
         ]
 
@@ -160,8 +170,13 @@ class Hf(backend.Backend):
             if status in (401, 403):
                 raise Denied(f"{uri}: the Hub refuses us ({status}). {_LOGIN}") from None
             raise Transient(f"the Hub answered {status}") from None
-        except httpx.TransportError as error:
+        except _NO_ANSWER as error:
             raise Transient(f"the Hub did not answer ({type(error).__name__})") from None
+
+
+def _version(file: Any) -> str | None:
+    """What the Hub's cache names the file's blob by: the same with and without a network."""
+    return str(file.lfs.sha256) if file.lfs else file.blob_id
 
 
 def _files_below(folder: Path) -> list[Path]:

@@ -8,6 +8,8 @@ part's ETag is compared with its MD5.
 from __future__ import annotations
 
 import hashlib
+import io
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any
@@ -25,12 +27,13 @@ from botocore.exceptions import (
     ProfileNotFound,
     TokenRetrievalError,
 )
+from botocore.parsers import ResponseParserError
 
 from runtime.core.errors import Denied, StorageError
 from storage import backend, crc
-from storage.backend import Entry, Part, Unfinished
-from storage.http_faults import body, fault, in_words, passing
-from storage.patience import REQUEST_TIMEOUT_S, Transient
+from storage.backend import CHUNK_BYTES, Entry, Part, Unfinished, is_folder_marker
+from storage.http_faults import GARBLED, body, fault, in_words, passing
+from storage.patience import Transient, request_timeout_s
 
 _CONNECTIONS = 32
 _LOGIN = (
@@ -76,9 +79,34 @@ class S3(backend.Backend):
 
     def __init__(self, bucket: str, options: Options) -> None:
         self._name = bucket
+        self._options = options
+        self._clients: dict[float, Any] = {}
+        self._making = threading.Lock()
+        try:
+            self._session = boto3.session.Session(profile_name=options.profile)
+            _ = self._client
+        except ProfileNotFound:
+            raise Denied(
+                f"s3://{bucket}: the AWS configuration has no profile {options.profile!r}. Correct `profile` "
+                "for this prefix in the workspace config, or add it with: aws configure --profile NAME."
+            ) from None
+        except (BotoCoreError, ValueError) as error:
+            raise StorageError(f"s3://{bucket}: {error}. Correct the settings of this prefix.") from None
+
+    @property
+    def _client(self) -> Any:
+        """The client whose time-outs fit our patience: boto3 has them by client, and makes those slowly."""
+        timeout_s = request_timeout_s()
+        with self._making:
+            if timeout_s not in self._clients:
+                self._clients[timeout_s] = self._new_client(timeout_s)
+            return self._clients[timeout_s]
+
+    def _new_client(self, timeout_s: float) -> Any:
+        options = self._options
         config = Config(
-            connect_timeout=REQUEST_TIMEOUT_S,
-            read_timeout=REQUEST_TIMEOUT_S,
+            connect_timeout=timeout_s,
+            read_timeout=timeout_s,
             max_pool_connections=_CONNECTIONS,
             # One attempt: see patience.py.
             retries={"total_max_attempts": 1, "mode": "standard"},
@@ -88,19 +116,10 @@ class S3(backend.Backend):
             signature_version=UNSIGNED if options.anonymous else None,
             s3={"addressing_style": "path"} if options.path_style else None,
         )
-        try:
-            session = boto3.session.Session(profile_name=options.profile)
-            region = options.region or session.region_name or "us-east-1"
-            self._client = session.client(
-                "s3", endpoint_url=options.endpoint_url, region_name=region, config=config
-            )
-        except ProfileNotFound:
-            raise Denied(
-                f"s3://{bucket}: the AWS configuration has no profile {options.profile!r}. Correct `profile` "
-                "for this prefix in the workspace config, or add it with: aws configure --profile NAME."
-            ) from None
-        except (BotoCoreError, ValueError) as error:
-            raise StorageError(f"s3://{bucket}: {error}. Correct the settings of this prefix.") from None
+        region = options.region or self._session.region_name or "us-east-1"
+        return self._session.client(
+            "s3", endpoint_url=options.endpoint_url, region_name=region, config=config
+        )
 
     def uri(self, key: str) -> str:
         return f"s3://{self._name}/{key}".rstrip("/")
@@ -108,14 +127,14 @@ class S3(backend.Backend):
     def find(self, key: str) -> Iterator[Entry]:
         with self._translated(key):
             for page in self._pages(key, {}):
-                yield from map(_entry, page.get("Contents", []))
+                yield from _entries(page)
 
     def names(self, key: str) -> tuple[list[str], list[Entry]]:
         folders: list[str] = []
         files: list[Entry] = []
         with self._translated(key):
             for page in self._pages(key, {"Delimiter": "/"}):
-                files += map(_entry, page.get("Contents", []))
+                files += _entries(page)
                 folders += [
                     p["Prefix"].rstrip("/").rpartition("/")[2] for p in page.get("CommonPrefixes", [])
                 ]
@@ -156,7 +175,11 @@ class S3(backend.Backend):
         condition = {"IfNoneMatch": "*"} if create_only else {}
         with self._translated(key):
             answer = self._client.put_object(
-                Bucket=self._name, Key=key, Body=data, ChecksumCRC32C=crc.to_base64(part.crc32c), **condition
+                Bucket=self._name,
+                Key=key,
+                Body=_Body(data),
+                ChecksumCRC32C=crc.to_base64(part.crc32c),
+                **condition,
             )
         self._check(data, part, answer)
 
@@ -175,7 +198,7 @@ class S3(backend.Backend):
                 Key=key,
                 UploadId=upload_id,
                 PartNumber=part.number,
-                Body=data,
+                Body=_Body(data),
                 ChecksumCRC32C=crc.to_base64(part.crc32c),
             )
         self._check(data, part, answer)
@@ -249,9 +272,24 @@ class S3(backend.Backend):
         except (NoCredentialsError, PartialCredentialsError, TokenRetrievalError) as error:
             raise Denied(f"{self.uri(key)}: {error}. {_LOGIN}") from None
         except (HTTPClientError, ConnectionError) as error:
-            raise Transient(in_words(error)) from None
+            # botocore's own text is the address; what happened is the error below.
+            raise Transient(in_words(error.kwargs.get("error") or error)) from None
+        except ResponseParserError:
+            raise Transient(GARBLED) from None
         except BotoCoreError as error:
             raise StorageError(f"{self.uri(key)}: {error}. Correct the settings of this prefix.") from None
+
+
+class _Body(io.BytesIO):
+    """A request's body that leaves in slices: a socket's time-out is then for each, not for all of it."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        # urllib3 asks for 16 KiB, each of which would cost a call of the system.
+        return super().read(size if size is None or size < 0 else max(size, CHUNK_BYTES))
+
+
+def _entries(page: Mapping[str, Any]) -> list[Entry]:
+    return [_entry(item) for item in page.get("Contents", []) if not is_folder_marker(item["Key"])]
 
 
 def _entry(item: Mapping[str, Any]) -> Entry:

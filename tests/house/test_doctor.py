@@ -47,6 +47,16 @@ def test_an_environment_that_does_not_import_says_why(tmp_path: Path):
     assert any("core environment has Ray none" in problem for problem in report["problems"])
 
 
+def test_a_store_that_cannot_be_reached_is_a_problem(tmp_path: Path):
+    code, report = doctor(
+        TANDEM_CACHE=str(tmp_path), TANDEM_HOME=str(tmp_path), TANDEM_FLAVOUR="cpu",
+        TANDEM_STORE="s3://team/tandem", TANDEM_STORAGE_PATIENCE_S="1",
+        AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b",
+    )  # fmt: skip
+    assert code == 1
+    assert any("The store: s3://team/tandem: the connection is refused" in p for p in report["problems"])
+
+
 @pytest.mark.engine
 def test_what_setup_built_is_sound():
     # A cache or a flavour that the tests were given is what is checked here.

@@ -1,0 +1,73 @@
+"""``tandem models``: list model versions, and remove those that nobody serves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from runtime.cli_options import address_option, in_words, json_option, show, store_option
+
+
+class _ListsByDefault(click.Group):
+    """``tandem models`` and ``tandem models NAME`` mean ``tandem models ls [NAME]``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        first = next((word for word in args if not word.startswith("-")), None)
+        if first not in self.commands and not {"-h", "--help"} & set(args):
+            args = ["ls", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_ListsByDefault)
+def models() -> None:
+    """List model versions (`tandem models [NAME]`), or remove one."""
+
+
+@models.command("ls")
+@click.argument("name", required=False)
+@store_option
+@json_option
+def list_(name: str | None, store: str | None, as_json: bool) -> None:
+    """List the model versions in the store, of NAME or all."""
+    from storage.store import open_store
+
+    opened = open_store(store)
+    found = opened.models(name)
+    if name and not found:
+        # Says which names there are.
+        opened.model(name, field="NAME")
+    show(
+        [_row(model) for model in found], ["model", "kind", "base", "template", "size", "created_at"], as_json
+    )
+
+
+def _row(model: Any) -> dict[str, Any]:
+    manifest = model.manifest
+    return {
+        "model": model.ref,
+        "kind": manifest.kind,
+        "base": manifest.base,
+        "template": manifest.template,
+        "run": manifest.run,
+        "metrics": manifest.metrics,
+        "size_bytes": manifest.total_bytes,
+        "size": in_words(manifest.total_bytes),
+        "created_at": manifest.created_at,
+        "created_by": manifest.created_by,
+        "revision": model.revision,
+        "uri": model.uri,
+    }
+
+
+@models.command()
+@click.argument("model", metavar="NAME/VERSION")
+@address_option
+@store_option
+def rm(model: str, address: str | None, store: str | None) -> None:
+    """Remove one model version. Refused while an app of the cluster serves it."""
+    from runtime.served import remove_model
+    from storage.store import open_store
+
+    removed = remove_model(open_store(store), model, address)
+    click.echo(f"Removed {removed.ref}")
