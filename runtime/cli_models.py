@@ -21,7 +21,7 @@ class _ListsByDefault(click.Group):
 
 @click.group(cls=_ListsByDefault)
 def models() -> None:
-    """List model versions (`tandem models [NAME]`), or remove one."""
+    """List model versions (`tandem models [NAME]`), publish or remove one."""
 
 
 @models.command("ls")
@@ -58,6 +58,25 @@ def _row(model: Any) -> dict[str, Any]:
         "revision": model.revision,
         "uri": model.uri,
     }
+
+
+@models.command()
+@click.argument("name")
+@click.argument("source")
+@click.option("--version", help="Default: the next of v1, v2, and so on.")
+@click.option("--template", help="LLaMA-Factory's chat template that the model was trained with.")
+@store_option
+def publish(name: str, source: str, version: str | None, template: str | None, store: str | None) -> None:
+    """Commit the model in SOURCE as a new version of NAME.
+
+    SOURCE is a folder, or an address: gs://bucket/folder, s3://bucket/folder, hf://org/name.
+    """
+    from runtime.transfer_bar import TransferBar
+    from storage.store import open_store
+
+    with TransferBar(f"publish {name}") as bar:
+        added = open_store(store).publish_from(source, name, version=version, template=template, progress=bar)
+    click.echo(f"Published {added.ref}")
 
 
 @models.command()

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from runtime.run import ENDED, Run
 
 _POLL_S = 0.3
+_REMOTE_POLL_S = 1.0
+"""An object store is asked less often: every look is a request."""
 
 
 def follow(run: Run, console: Console) -> None:
@@ -29,6 +31,7 @@ def follow(run: Run, console: Console) -> None:
         TextColumn("left {task.fields[left]}"),
         TimeElapsedColumn(),
     )
+    pause_s = _POLL_S if run.folder.place.backend.is_local else _REMOTE_POLL_S
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("starting", total=None, steps="?", loss="?", left="?")
         next_status_s = 0.0
@@ -37,8 +40,8 @@ def follow(run: Run, console: Console) -> None:
             _update(bar, task, run)
             if time.monotonic() >= next_status_s:
                 status = run.poll()
-                next_status_s = time.monotonic() + 3 * _POLL_S
-            time.sleep(_POLL_S)
+                next_status_s = time.monotonic() + 3 * pause_s
+            time.sleep(pause_s)
         _update(bar, task, run)
         bar.update(task, description=status.lower(), left="0:00:00")
     run.raise_if_failed()

@@ -28,6 +28,7 @@ from runtime.served import remove_model
 from runtime.show import table_html
 from serve_apps.plan import ServePlan, plan_serve
 from serve_apps.spec import ServeSpec
+from storage.address import is_address
 from storage.datasets import Dataset
 from storage.models import ModelVersion
 from storage.store import Store, open_store
@@ -157,13 +158,16 @@ class Tandem:
         """Every committed model version in the store, of one name or all."""
         return self.store.models(name)
 
-    def publish(self, folder: str | Path, name: str, **manifest: Any) -> ModelVersion:
-        """Commit a folder of this machine as a new version of the model ``name``.
+    def publish(self, source: str | Path, name: str, **manifest: Any) -> ModelVersion:
+        """Commit a folder, or what is at an address, as a new version of the model ``name``.
 
         Args:
             manifest: ``version``, ``kind``, ``base``, ``template`` and so on, as in ``Store.publish_model``.
         """
-        return self.store.publish_model(Path(folder), name, **manifest)
+        text = str(source)
+        if is_address(text):
+            return self.store.publish_from(text, name, **manifest)
+        return self.store.publish_model(Path(source), name, **manifest)
 
     def remove_model(self, ref: str) -> ModelVersion:
         """Remove one version, ``name/version``.

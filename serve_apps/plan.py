@@ -203,8 +203,10 @@ def _cpu_arguments(engine: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _env_vars(spec: ServeSpec, *, on_cpu: bool) -> dict[str, str]:
-    # The model is in the store already: no request to a hub, and no statistics sent.
-    env_vars = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
+    # The model is in the store: no request to a hub, unless it is there; and no statistics sent.
+    env_vars = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
+    if not spec.model.startswith("hf://"):
+        env_vars["HF_HUB_OFFLINE"] = "1"
     if on_cpu:
         # vLLM would bind a thread to every core and refuses to share them with a neighbour ("auto" wants a
         # NUMA node per worker). Unbound and few, a training worker fits beside it.

@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any
 
-from runtime.core.errors import StorageError
+from runtime.core.errors import NotFound, StorageError
 from runtime.core.log import get_logger
 from storage.location import Location
 
@@ -25,9 +25,10 @@ _SHARE = 0.05
 
 def read_metrics(place: Location) -> list[dict[str, Any]]:
     """The lines so far, oldest first; one that is still being written is left out."""
-    if place.stat() is None:
+    try:
+        text = place.read_bytes().decode()
+    except NotFound:
         return []
-    text = place.read_bytes().decode()
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 

@@ -102,6 +102,24 @@ class Store:
         )
         return self._models.publish(folder, name, version=version, draft=draft, progress=progress)
 
+    def publish_from(self, source: str, name: str, **manifest: Any) -> ModelVersion:
+        """Commit the model at a path or an address (``gs://``, ``s3://``, ``hf://``), through the node cache.
+
+        Args:
+            manifest: As ``publish_model`` has them; ``kind`` and ``base`` follow the source.
+
+        Raises:
+            ConfigError: no model is there.
+        """
+        if not is_address(source):
+            raise ConfigError(
+                f"SOURCE is {source!r}. Give a folder by its path, beginning with / or ./, or an address."
+            )
+        model = self.model(source, field="SOURCE")
+        manifest = {"kind": "adapter" if model.is_adapter else "full", "base": model.base} | manifest
+        with model.fetch(progress=manifest.get("progress")) as folder:
+            return self.publish_model(folder.path, name, **manifest)
+
     def remove_model(self, ref: str) -> ModelVersion:
         """Remove one version, ``name/version``. Whether somebody serves it is the caller's to look at."""
         return self._models.remove(ref)

@@ -43,6 +43,17 @@ def test_the_published_version_tells_where_it_came_from(demo: Demo):
     assert (run.status, run.model) == ("SUCCEEDED", "docstrings/v1")
 
 
+def test_a_version_that_is_served_is_not_removed(demo: Demo, tandem_command: list[str]):
+    command = [*tandem_command, "models", "rm", "docstrings/v1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "docstrings/v1 is served by the app 'docstrings'" in done.stderr
+    assert "tandem stop docstrings" in done.stderr
+    with pytest.raises(ConfigError, match="is served by the app"):
+        demo.cluster.tandem().remove_model("docstrings/v1")
+    assert demo.cluster.store.model("docstrings/v1")
+
+
 def test_the_runs_metrics_are_a_table_with_a_falling_loss(demo: Demo):
     run = Run(demo.cluster.store.run("docstrings"))
     loss = run.metrics().set_index("step")["loss"].dropna()

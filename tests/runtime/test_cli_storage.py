@@ -53,6 +53,20 @@ def test_models_are_listed_by_name_and_removed_by_version(run: Run, model: Path,
     assert "m has no version 'v2'" in run("models", "rm", "m/v2", code=2).stderr
 
 
+def test_a_model_is_published_from_a_folder_or_an_address(run: Run, model: Path, store: Store):
+    assert run("models", "publish", "mine", str(model), "--template", "qwen3").stdout == "Published mine/v1\n"
+    elsewhere = store.root / "plain"
+    for name in ("config.json", "weights"):
+        (elsewhere / name).write_bytes((model / name).read_bytes())
+    run("models", "publish", "mine", elsewhere.uri, "--version", "release-1")
+    published = store.model("mine/release-1")
+    assert published.revision == store.model("mine/v1").revision
+    assert "SOURCE is 'plain'" in run("models", "publish", "mine", "plain", code=2).stderr
+    assert "no config.json is there" in run("models", "publish", "mine", "/nowhere", code=2).stderr
+    taken = run("models", "publish", "mine", str(model), "--version", "v1", code=1).stderr
+    assert "mine/v1 exists already and is immutable" in taken
+
+
 def test_a_number_that_was_removed_is_not_used_again(run: Run, model: Path, store: Store):
     run("models", "rm", "m/v2")
     assert store.publish_model(model, "m").ref == "m/v3"
