@@ -111,6 +111,9 @@ class Backend(ABC):
     shared: ClassVar[bool] = True
     """Whether other processes see the same content."""
 
+    stat_tells_more: ClassVar[bool] = False
+    """Whether ``stat`` knows a checksum that listings leave out."""
+
     min_part_bytes: ClassVar[int] = 8 << 20
     """Smallest part of a large file. Small ones cost less processor time than large ones (measured)."""
 

@@ -43,6 +43,9 @@ _log = get_logger(__name__)
 _ABANDONED_S = 24 * 3600.0
 """A download that nobody has gone on with for so long is removed when the cache is trimmed."""
 
+_RECORD_BYTES = 1 << 20
+"""More than a folder's record, its locks and a journal take."""
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -115,8 +118,17 @@ class NodeCache:
             NoSpace: the budget or the disk cannot hold it beside what is in use.
             StorageError: a file could not be had; nothing half-done is visible.
         """
-        digest = _digest(wanted)
-        view = _View(self.root, digest)
+        view = _View(self.root, _digest(wanted))
+        try:
+            return CachedFolder(view.path, self._held(view, wanted, label, progress))
+        except OSError as error:
+            fault = translate(error, str(self.root))
+            if isinstance(fault, StorageError):
+                raise fault from None
+            raise StorageError(f"{self.root}: {fault}. Check the disk, or set TANDEM_FILE_CACHE.") from None
+
+    def _held(self, view: _View, wanted: Sequence[Wanted], label: str, progress: Progress | None) -> FileLock:
+        """The lock of a complete folder."""
         lock = hold(view.lock, shared=True)
         try:
             if not view.is_complete:
@@ -124,15 +136,15 @@ class NodeCache:
                     if not view.is_complete:
                         self._build(view, wanted, label, progress)
             os.utime(view.lock)
-        except OSError as error:
-            lock.release()
-            raise translate(error, str(self.root)) from None
         except BaseException:
             lock.release()
             raise
-        return CachedFolder(view.path, lock)
+        return lock
 
     def _build(self, view: _View, wanted: Sequence[Wanted], label: str, progress: Progress | None) -> None:
+        if shutil.disk_usage(self.root).free < _RECORD_BYTES:
+            # On a full disk not even the record of what is wanted could be written.
+            self._make_room(_RECORD_BYTES)
         # Not while somebody evicts; afterwards who evicts sees which blobs are awaited.
         with hold(self._evicting, shared=True):
             view.write(label, wanted, complete=False)

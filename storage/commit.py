@@ -19,6 +19,7 @@ from runtime.core.errors import ConfigError, Conflict, Corrupt, StorageError
 from storage.backend import Entry
 from storage.location import Location, delete_all, locate
 from storage.manifest import MANIFEST_NAME, FileEntry, Manifest, entries_of, revision_of
+from storage.patience import Transient
 from storage.transfer import Copy, Progress, copy_all
 
 M = TypeVar("M", bound=Manifest)
@@ -106,9 +107,7 @@ def write_manifest(manifest: Manifest, target: Location) -> None:
         place.write_bytes(manifest.to_json().encode(), create_only=True)
         target.attempt(lambda: target.backend.sync([place.key]))
     except Conflict:
-        winner = read_manifest(target, type(manifest))
-        if winner is None:
-            raise
+        winner = target.attempt(lambda: _visible(target, type(manifest)))
         if winner.attempt == manifest.attempt:
             # The store's answer to our own first request was lost.
             return
@@ -156,6 +155,14 @@ def _refuse_existing(target: Location, cls: type[Manifest]) -> None:
     existing = read_manifest(target, cls)
     if existing is not None:
         raise _taken(target, existing)
+
+
+def _visible(target: Location, cls: type[M]) -> M:
+    """The manifest that is known to be there; a network mount may show it a minute late."""
+    found = read_manifest(target, cls)
+    if found is None:
+        raise Transient("a manifest is there and does not show yet")
+    return found
 
 
 def _taken(target: Location, winner: Manifest) -> Conflict:

@@ -6,6 +6,8 @@ import fcntl
 import os
 from pathlib import Path
 
+from runtime.core.errors import StorageError
+
 
 class FileLock:
     """A held lock; the file is its name. Other processes find the lock by opening the same path."""
@@ -50,6 +52,12 @@ def _lock(path: Path, how: int) -> FileLock | None:
         except BlockingIOError:
             os.close(descriptor)
             return None
+        except OSError as error:
+            os.close(descriptor)
+            raise StorageError(
+                f"{path}: cannot be locked ({error.strerror}), as on many network mounts. Set "
+                "TANDEM_FILE_CACHE to a folder on a disk of this machine."
+            ) from None
         except BaseException:
             os.close(descriptor)
             raise

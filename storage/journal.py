@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.core.log import get_logger
 from runtime.core.places import file_cache
+
+_log = get_logger(__name__)
 
 _KEPT_S = 7 * 24 * 3600.0
 """Stores forget begun uploads after a week or so; a journal older than that is of no use."""
@@ -39,6 +42,7 @@ class Journal:
         self.upload_id: str | None = None
         self.part_bytes = 0
         self.sent: dict[int, Sent] = {}
+        self._is_kept = True
         self._read()
 
     def _read(self) -> None:
@@ -46,6 +50,9 @@ class Journal:
         for line in text[: text.rfind("\n") + 1].splitlines():
             with suppress(ValueError, KeyError):
                 self._take(json.loads(line))
+        if text and not text.endswith("\n"):
+            # What a killed process left of its last line must not spoil the next one.
+            os.write(self._descriptor, b"\n")
 
     def _take(self, line: dict[str, Any]) -> None:
         if "upload_id" in line:
@@ -62,12 +69,21 @@ class Journal:
         self._append({"part": number, "tag": sent.tag, "crc32c": sent.crc32c})
 
     def _append(self, line: dict[str, Any]) -> None:
-        os.write(self._descriptor, json.dumps(line).encode() + b"\n")
-        self._take(line)
+        data = json.dumps(line).encode() + b"\n"
+        with suppress(OSError):
+            if os.write(self._descriptor, data) == len(data):
+                self._take(line)
+                return
+        # This disk is full, and a journal with a gap must not be believed: the transfer goes on without one.
+        _log.warning("%s: cannot be written; when it is cut, the transfer begins again", self._path)
+        self.remove()
 
     def remove(self) -> None:
         """The transfer has ended well."""
-        self._path.unlink(missing_ok=True)
+        # Once: the next file of this name is another process's.
+        if self._is_kept:
+            self._is_kept = False
+            self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Drop the lock; the file stays for whoever goes on."""
@@ -75,11 +91,20 @@ class Journal:
 
 
 def open_journal(source_uri: str, source_version: str | None, target_uri: str) -> Journal | None:
-    """The journal of this transfer, locked; None when another process is at it."""
+    """The journal of this transfer, locked; None when another process is at it, or none can be kept."""
     name = hashlib.sha256(f"{source_uri}\n{source_version}\n{target_uri}".encode()).hexdigest()[:32]
-    folder = file_cache() / "transfers"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.jsonl"
+    path = file_cache() / "transfers" / f"{name}.jsonl"
+    try:
+        return _open(path)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        _log.warning("%s: %s; when it is cut, the transfer begins again", path, error.strerror)
+        return None
+
+
+def _open(path: Path) -> Journal:
+    path.parent.mkdir(parents=True, exist_ok=True)
     # O_APPEND: threads add whole lines.
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
@@ -87,10 +112,10 @@ def open_journal(source_uri: str, source_version: str | None, target_uri: str) -
         # Its owner may have removed it between our open and our lock.
         if not path.exists() or path.stat().st_ino != os.fstat(descriptor).st_ino:
             raise BlockingIOError
-    except BlockingIOError:
+        return Journal(path, descriptor)
+    except OSError:
         os.close(descriptor)
-        return None
-    return Journal(path, descriptor)
+        raise
 
 
 def drop_old_journals() -> None:

@@ -41,12 +41,16 @@ def answer(address: str, ask: Callable[[], Any]) -> Any:
             raise
         _log.warning("%s Going on with what it said last time about %s.", error, address)
         return known
-    if found is None:
-        # What was removed must not come back when the store is silent.
-        file.unlink(missing_ok=True)
-    elif found != known:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, found)
+    try:
+        if found is None:
+            # What was removed must not come back when the store is silent.
+            file.unlink(missing_ok=True)
+        elif found != known:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_json(file, found)
+    except OSError as error:
+        # The answer is there, and only its memory is not.
+        _log.warning("%s: %s; it will not be known when the store is silent", file, error.strerror)
     return found
 
 

@@ -11,17 +11,18 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
 
-from runtime.core.errors import Corrupt, NotFound
+from runtime.core.errors import Corrupt, NoSpace, NotFound, StorageError
 from runtime.core.log import get_logger
 from storage.backend import Entry, Part
 from storage.crc import combine
 from storage.journal import Journal, Sent, open_journal
-from storage.location import Location
+from storage.location import Location, side_by_side
 from storage.patience import patiently
 
 _log = get_logger(__name__)
@@ -83,7 +84,7 @@ def copy_folder(source: Location, target: Location, *, progress: Progress | None
     Raises:
         NotFound: nothing is below ``source``.
     """
-    entries = source.find()
+    entries = side_by_side(lambda entry: _with_checksum(source.at(entry), entry), source.find())
     if not entries:
         raise NotFound(f"{source}: there is nothing below. Check the address.")
     last = [entry for entry in entries if entry.key.rpartition("/")[2] == "manifest.json"]
@@ -92,17 +93,26 @@ def copy_folder(source: Location, target: Location, *, progress: Progress | None
     return entries
 
 
+def _with_checksum(place: Location, entry: Entry) -> Entry:
+    """The entry with all that is known of it: without a checksum a bit that is turned on the way stays so."""
+    return (place.stat() or entry) if place.backend.stat_tells_more else entry
+
+
 def copy_all(copies: Sequence[Copy], *, progress: Progress | None = None) -> list[int]:
     """Copy many files side by side, large ones in parts; the sums of their contents, in order.
 
     The first fault ends the others at their next part. What large files have sent by then is remembered on
-    this machine, and the same call goes on from there.
+    this machine, and the same call goes on from there; only where room is missing it makes room.
     """
     if progress:
         progress.total(sum(copy.entry.size_bytes for copy in copies))
     moves = [_Move(copy, progress) for copy in copies]
     try:
         _run([task for move in moves for task in move.tasks()], _streams(moves))
+    except NoSpace:
+        for move in moves:
+            move.give_up()
+        raise
     finally:
         for move in moves:
             move.close()
@@ -159,6 +169,7 @@ class _Move:
         self._journal: Journal | None = None
         self._upload_id: str | None = None
         self._no_upload: Exception | None = None
+        self._is_ending = False
         self._sent: dict[int, Sent] = {}
 
     def tasks(self) -> list[_Task]:
@@ -171,6 +182,17 @@ class _Move:
         """Leave the journal's lock; the journal itself stays for a later attempt."""
         if self._journal:
             self._journal.close()
+
+    def give_up(self) -> None:
+        """Leave nothing of an unfinished upload at the target."""
+        target, upload_id = self.copy.target, self._upload_id
+        if upload_id is None:
+            return
+        # What went wrong before is what is told.
+        with suppress(StorageError):
+            self._patiently(lambda: target.backend.give_up(target.key, upload_id))
+            if self._journal:
+                self._journal.remove()
 
     def _send_whole(self) -> None:
         target = self.copy.target
@@ -193,9 +215,8 @@ class _Move:
             self._send_now(number, upload_id)
         self._tell(self._size_of(number))
         with self._lock:
-            is_last = len(self._sent) == len(self._numbers) and self._upload_id is not None
-            if is_last:
-                self._upload_id = None
+            is_last = len(self._sent) == len(self._numbers) and not self._is_ending
+            self._is_ending = self._is_ending or is_last
         if is_last:
             self._finish(upload_id)
 
@@ -256,8 +277,13 @@ class _Move:
         known = self._journal.sent.get(number) if self._journal else None
         if known is None:
             return False
-        part = Part(number, (number - 1) * self.part_bytes, self._size_of(number), (), known.crc32c)
-        if not self.copy.target.backend.holds(self.copy.target.key, upload_id, part):
+        target, offset, length = self.copy.target, (number - 1) * self.part_bytes, self._size_of(number)
+
+        def attempt() -> bool:
+            part = Part(number, offset, length, (), known.crc32c)
+            return target.backend.holds(target.key, upload_id, part)
+
+        if not self._patiently(attempt):
             return False
         with self._lock:
             self._sent[number] = known
@@ -271,7 +297,7 @@ class _Move:
 
     def _all_again(self) -> None:
         self._sent = {}
-        upload_id = self._new_upload()
+        self._upload_id = upload_id = self._new_upload()
         for number in self._numbers:
             self._send_now(number, upload_id)
         self._make_visible(upload_id)
@@ -286,6 +312,7 @@ class _Move:
             raise Corrupt(f"the sum is {self.crc32c:08x} and should be {self._wanted:08x}")
         tags = {number: sent.tag for number, sent in self._sent.items()}
         self._patiently(lambda: _finished(target, upload_id, tags, size, self.crc32c))
+        self._upload_id = None
         if self._journal:
             self._journal.remove()
 

@@ -89,13 +89,22 @@ def _parse(text: str, origin: str) -> Mapping[str, Any]:
     suffix = PurePath(origin).suffix
     try:
         data = json.loads(text) if suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{origin}: is not valid {suffix.lstrip('.') or 'YAML'}: {error}") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{origin}: is not valid JSON: {error}. Repair it there.") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: is not valid YAML: {_yaml_fault(error)}. Repair it there.") from None
     if not isinstance(data, Mapping):
         if data is None:
             raise ConfigError(f"{origin}: is empty. Write the spec's fields into it; see examples/.")
         raise ConfigError(f"{origin}: holds {type(data).__name__}, but a spec is a mapping of fields.")
     return data
+
+
+def _yaml_fault(error: yaml.YAMLError) -> str:
+    """What is wrong and where. Not PyYAML's own text: it quotes the line, which may hold a secret."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{problem or type(error).__name__}{where}"
 
 
 def _validate(cls: type[Spec], data: Mapping[str, Any], *, origin: str) -> Spec:

@@ -136,7 +136,7 @@ class File(backend.Backend):
         return ""
 
     def knows(self, key: str, upload_id: str) -> bool:
-        return os.path.isfile(_temporary(key, upload_id))
+        return self.stat(_temporary(key, upload_id)) is not None
 
     def holds(self, key: str, upload_id: str, part: Part) -> bool:
         # A loss of power keeps the journal and loses the bytes: they are read again.

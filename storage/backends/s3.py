@@ -76,6 +76,7 @@ class S3(backend.Backend):
     """One bucket."""
 
     scheme = "s3"
+    stat_tells_more = True
 
     def __init__(self, bucket: str, options: Options) -> None:
         self._name = bucket

@@ -60,7 +60,7 @@ def test_a_spec_cannot_be_changed_after_loading():
         ("name: x\nscaling: {num_workers: two}", [r"scaling\.num_workers: is 'two': .*integer"]),
         ("", [r"is empty\. Write the spec's fields"]),
         ("- name", [r"holds list, but a spec is a mapping"]),
-        ("name: [", [r"is not valid yaml"]),
+        ("name: [", [r"is not valid YAML"]),
     ],
 )
 def test_a_wrong_spec_is_refused_with_file_field_value_and_remedy(
