@@ -14,25 +14,25 @@ All locks are flock(2) on this disk, which the kernel drops when their holder di
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from runtime.core.errors import Corrupt, NoSpace, NotFound, StorageError
 from runtime.core.log import get_logger
 from runtime.core.places import file_cache
+from storage import last_known
+from storage.backend import Entry
 from storage.backends.file import translate
+from storage.cached_folder import CachedFolder, View, Wanted, digest_of
 from storage.file_lock import FileLock, hold, try_to_hold
 from storage.journal import drop_old_journals
-from storage.local_files import sha256_of, write_json
+from storage.local_files import sha256_of
 from storage.location import Location, locate
 from storage.manifest import FileEntry
 from storage.transfer import Copy, Progress, copy_all
@@ -45,42 +45,6 @@ _ABANDONED_S = 24 * 3600.0
 
 _RECORD_BYTES = 1 << 20
 """More than a folder's record, its locks and a journal take."""
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """A file that a folder needs, and where it can be had."""
-
-    path: str
-    """Its name in the folder."""
-    source: Location
-    size_bytes: int
-    key: str
-    """Names the content: its SHA-256, or its address and version where that is not known."""
-    sha256: str | None = None
-    crc32c: int | None = None
-
-
-class CachedFolder:
-    """A folder that stays as long as this object, or the process, does.
-
-    Use it as a context manager, or keep it for the life of the process that reads the files.
-    """
-
-    def __init__(self, path: Path, lock: FileLock | None) -> None:
-        self.path = path
-        self._lock = lock
-
-    def close(self) -> None:
-        """Allow its eviction."""
-        if self._lock:
-            self._lock.release()
-
-    def __enter__(self) -> CachedFolder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 @dataclass(frozen=True)
@@ -118,7 +82,7 @@ class NodeCache:
             NoSpace: the budget or the disk cannot hold it beside what is in use.
             StorageError: a file could not be had; nothing half-done is visible.
         """
-        view = _View(self.root, _digest(wanted))
+        view = View(self.root, digest_of(wanted))
         try:
             return CachedFolder(view.path, self._held(view, wanted, label, progress))
         except OSError as error:
@@ -127,7 +91,7 @@ class NodeCache:
                 raise fault from None
             raise StorageError(f"{self.root}: {fault}. Check the disk, or set TANDEM_FILE_CACHE.") from None
 
-    def _held(self, view: _View, wanted: Sequence[Wanted], label: str, progress: Progress | None) -> FileLock:
+    def _held(self, view: View, wanted: Sequence[Wanted], label: str, progress: Progress | None) -> FileLock:
         """The lock of a complete folder."""
         lock = hold(view.lock, shared=True)
         try:
@@ -141,7 +105,7 @@ class NodeCache:
             raise
         return lock
 
-    def _build(self, view: _View, wanted: Sequence[Wanted], label: str, progress: Progress | None) -> None:
+    def _build(self, view: View, wanted: Sequence[Wanted], label: str, progress: Progress | None) -> None:
         if shutil.disk_usage(self.root).free < _RECORD_BYTES:
             # On a full disk not even the record of what is wanted could be written.
             self._make_room(_RECORD_BYTES)
@@ -322,81 +286,9 @@ class NodeCache:
     def _blobs(self) -> Iterable[Path]:
         return (self.root / "blobs").glob("*/*")
 
-    def _views(self) -> list[_View]:
+    def _views(self) -> list[View]:
         records = (self.root / "folders").glob("*.json")
-        return [_View(self.root, record.stem) for record in records if not record.name.startswith(".")]
-
-
-class _View:
-    """One folder of hard links, its record and its locks."""
-
-    def __init__(self, root: Path, digest: str) -> None:
-        self._stem = root / "folders" / digest
-        self.path = self._stem
-        self.lock = self._stem.with_suffix(".lock")
-        self.build_lock = self._stem.with_suffix(".build")
-        self._record = self._stem.with_suffix(".json")
-
-    @property
-    def _data(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads(self._record.read_text()))
-        except (OSError, ValueError):
-            return {}
-
-    @property
-    def is_complete(self) -> bool:
-        return bool(self._data.get("complete"))
-
-    @property
-    def label(self) -> str:
-        return str(self._data.get("label", ""))
-
-    @property
-    def keys(self) -> list[str]:
-        return list(self._data.get("files", {}).values())
-
-    @property
-    def size_bytes(self) -> int:
-        return int(self._data.get("size_bytes", 0))
-
-    def write(self, label: str, wanted: Sequence[Wanted], *, complete: bool) -> None:
-        self._record.parent.mkdir(parents=True, exist_ok=True)
-        files = {file.path: file.key for file in wanted}
-        size_bytes = sum(file.size_bytes for file in wanted)
-        write_json(
-            self._record, {"label": label, "complete": complete, "size_bytes": size_bytes, "files": files}
-        )
-
-    def link(self, wanted: Sequence[Wanted], blob: Any) -> None:
-        """Make the folder of hard links, in one step."""
-        scratch = self._stem.with_name(f".{self._stem.name}.{secrets.token_hex(4)}")
-        for file in wanted:
-            target = scratch / file.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(blob(file.key), target)
-        shutil.rmtree(self.path, ignore_errors=True)
-        scratch.rename(self.path)
-
-    def remove_if_unused(self) -> bool:
-        """Remove the folder unless somebody uses it; whether it went."""
-        lock = try_to_hold(self.lock)
-        if lock is None:
-            return False
-        with lock:
-            # The record first: a folder without one is rebuilt, a record without a folder would be believed.
-            self._record.unlink(missing_ok=True)
-            shutil.rmtree(self.path, ignore_errors=True)
-            self.build_lock.unlink(missing_ok=True)
-            self.lock.unlink(missing_ok=True)
-        return True
-
-
-def _digest(wanted: Sequence[Wanted]) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(wanted, key=lambda file: file.path):
-        digest.update(f"{file.key}  {file.path}\n".encode())
-    return digest.hexdigest()[:32]
+        return [View(self.root, record.stem) for record in records if not record.name.startswith(".")]
 
 
 def node_cache() -> NodeCache:
@@ -413,15 +305,15 @@ def wanted_of(files: Iterable[FileEntry], place: Location) -> list[Wanted]:
 
 
 def wanted_below(place: Location) -> list[Wanted]:
-    """What the cache must bring for a folder without a manifest: every object as it is now."""
-    found = []
-    for entry in place.find():
-        mark = f"{place.at(entry)} {entry.version} {entry.size_bytes}"
-        key = f"at-{hashlib.sha256(mark.encode()).hexdigest()}"
-        found.append(
-            Wanted(place.relative(entry), place.at(entry), entry.size_bytes, key, crc32c=entry.crc32c)
-        )
-    return found
+    """What the cache must bring for a folder without a manifest: every object, as it is or was last seen."""
+    listed = last_known.answer(f"{place.uri}/*", lambda: [asdict(entry) for entry in place.find()] or None)
+    return [_wanted(place, Entry(**entry)) for entry in listed or ()]
+
+
+def _wanted(place: Location, entry: Entry) -> Wanted:
+    mark = f"{place.at(entry)} {entry.version} {entry.size_bytes}"
+    key = f"at-{hashlib.sha256(mark.encode()).hexdigest()}"
+    return Wanted(place.relative(entry), place.at(entry), entry.size_bytes, key, crc32c=entry.crc32c)
 
 
 @contextmanager

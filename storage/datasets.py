@@ -15,7 +15,8 @@ from typing import Any
 from runtime.core.errors import ConfigError, StorageError
 from runtime.core.lookup import did_you_mean
 from storage import last_known
-from storage.cache import CachedFolder, node_cache, wanted_of
+from storage.cache import node_cache, wanted_of
+from storage.cached_folder import CachedFolder
 from storage.commit import commit_folder, now, read_manifest, remove_committed
 from storage.dataset_files import DatasetSummary, check_files, rows_of
 from storage.local_files import write_json

@@ -13,7 +13,8 @@ from runtime.core.log import get_logger
 from runtime.core.lookup import did_you_mean
 from storage import last_known
 from storage.address import is_address
-from storage.cache import CachedFolder, node_cache, wanted_below, wanted_of
+from storage.cache import node_cache, wanted_below, wanted_of
+from storage.cached_folder import CachedFolder
 from storage.commit import commit_folder, now, read_manifest
 from storage.location import Location, delete_all, locate, side_by_side
 from storage.manifest import MANIFEST_NAME, ModelManifest
@@ -268,24 +269,30 @@ def _plain(manifest: ModelManifest | None) -> dict[str, Any] | None:
 def _by_address(ref: str, field: str) -> ModelVersion:
     """A version, a model's name in any store, or a plain folder, by path or URI."""
     place = locate(ref, field=field)
-    uri = place.uri
-    manifest = _manifest(place)
-    if manifest is not None:
-        return ModelVersion(_name_from(place.key.rpartition("/")[0]), place.name, place, manifest, uri)
-    pointer = last_known.answer((place / LATEST).uri, (place / LATEST).read_json)
-    if pointer is not None:
-        version = str(pointer["version"])
-        manifest = _manifest(place / version)
-        if manifest is not None:
-            return ModelVersion(_name_from(place.key), version, place / version, manifest, f"{uri}/{version}")
-    for kind, name in _CONFIG_OF.items():
-        config = place / name
-        if last_known.answer(config.uri, config.read_json) is not None:
-            return ModelVersion(_name_from(place.key), None, place, None, uri, kind)
-    raise ConfigError(
-        f"{field} is {ref!r}, but no config.json is there. Give the folder of a model, or a "
-        "name that `tandem models` lists."
-    )
+    found = last_known.answer(place.uri, lambda: _described(place))
+    if found is None:
+        raise ConfigError(
+            f"{field} is {ref!r}, but no config.json is there. Give the folder of a model, or a "
+            "name that `tandem models` lists."
+        )
+    if "manifest" not in found:
+        return ModelVersion(_name_from(place.key), None, place, None, place.uri, found["kind"])
+    manifest = load_spec(ModelManifest, found["manifest"])
+    if found["version"] is None:
+        return ModelVersion(_name_from(place.key.rpartition("/")[0]), place.name, place, manifest, place.uri)
+    version = place / found["version"]
+    return ModelVersion(_name_from(place.key), version.name, version, manifest, version.uri)
+
+
+def _described(place: Location) -> dict[str, Any] | None:
+    """What is at an address, as plain data: a version, the latest version of a name, or a plain folder."""
+    if (manifest := read_manifest(place, ModelManifest)) is not None:
+        return {"version": None, "manifest": _plain(manifest)}
+    version = str(((place / LATEST).read_json() or {}).get("version", ""))
+    if version and (manifest := read_manifest(place / version, ModelManifest)) is not None:
+        return {"version": version, "manifest": _plain(manifest)}
+    kinds = (kind for kind, name in _CONFIG_OF.items() if (place / name).stat())
+    return next(({"kind": kind} for kind in kinds), None)
 
 
 def _name_from(key: str) -> str:

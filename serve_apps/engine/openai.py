@@ -24,7 +24,7 @@ from runtime.core.log import get_logger
 from serve_apps.engine.command_line import command_line
 from serve_apps.engine.last_words import last_error
 from serve_apps.engine.watchdog import watch_over_children
-from storage.cache import CachedFolder
+from storage.cached_folder import CachedFolder
 from storage.store import open_store
 
 _log = get_logger(__name__)

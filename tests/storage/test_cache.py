@@ -14,9 +14,10 @@ from pathlib import Path
 import crc32c
 import pytest
 
-from runtime.core.errors import Corrupt, NoSpace, StorageError
+from runtime.core.errors import Corrupt, NoSpace, StorageError, Unreachable
 from runtime.core.places import file_cache
-from storage.cache import NodeCache, Wanted, node_cache, wanted_below
+from storage.cache import NodeCache, node_cache, wanted_below
+from storage.cached_folder import Wanted
 from storage.location import Location, locate
 from storage.patience import patience
 from storage.store import Store, open_store
@@ -165,6 +166,20 @@ def test_without_the_store_what_is_cached_still_opens(
     assert time.monotonic() - began_s < 5
     with patience(0.3), pytest.raises(StorageError, match="the connection"):
         store.model("never-asked-for")
+
+
+def test_without_the_store_a_plain_folder_that_is_cached_still_opens(
+    proxied_place: Location, gs_proxy: FaultProxy, tmp_path: Path
+):
+    (proxied_place / "config.json").write_bytes(b'{"hidden_size": 8}')
+    (proxied_place / "weights").write_bytes(b"w" * 100)
+    here = open_store(str(tmp_path / "here"))
+    here.model(proxied_place.uri).fetch().close()
+    gs_proxy.add(Fault("reset", times=None))
+    with patience(1), here.model(proxied_place.uri).fetch() as folder:
+        assert sorted(path.name for path in folder.path.iterdir()) == ["config.json", "weights"]
+    with patience(1), pytest.raises(Unreachable, match=f"{proxied_place.uri}/never-seen"):
+        here.model(f"{proxied_place.uri}/never-seen")
 
 
 def test_what_is_cached_is_opened_without_the_network_and_without_reading_it(
