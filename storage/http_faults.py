@@ -102,7 +102,7 @@ def body(read1: Callable[[int], bytes], size_bytes: int) -> Iterator[bytes]:
         read1: Returns what has arrived, at most so many bytes; empty at the end.
         size_bytes: What was asked for.
     """
-    left, began_s = size_bytes, time.monotonic()
+    left, began_s, limit_s = size_bytes, time.monotonic(), slow_after_s()
     while left:
         with passing():
             chunk = read1(min(CHUNK_BYTES, left))
@@ -110,7 +110,7 @@ def body(read1: Callable[[int], bytes], size_bytes: int) -> Iterator[bytes]:
             raise Transient(f"the answer ended {left} of {size_bytes} bytes too early")
         left -= len(chunk)
         elapsed_s = time.monotonic() - began_s
-        if left and elapsed_s > slow_after_s() and (size_bytes - left) / elapsed_s < MIN_BYTES_PER_S:
+        if left and elapsed_s > limit_s and (size_bytes - left) / elapsed_s < MIN_BYTES_PER_S:
             raise Transient(f"only {size_bytes - left} of {size_bytes} bytes came in {elapsed_s:.0f} s")
         yield chunk
 

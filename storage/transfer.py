@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from contextvars import copy_context
@@ -199,7 +199,7 @@ class _Move:
 
         def attempt() -> Part:
             part = self._part(1, wanted_crc32c=self._wanted)
-            target.backend.write(target.key, part, create_only=False)
+            target.backend.write_unsynced(target.key, part)
             return part
 
         try:
@@ -236,7 +236,7 @@ class _Move:
 
     def _part(self, number: int, wanted_crc32c: int | None = None) -> Part:
         offset, length = (number - 1) * self.part_bytes, self._size_of(number)
-        chunks = self.copy.source.backend.read(self.copy.entry, offset, length) if length else ()
+        chunks = _Range(self.copy, offset, length) if length else ()
         return Part(number, offset, length, chunks, wanted_crc32c)
 
     def _size_of(self, number: int) -> int:
@@ -336,6 +336,18 @@ class _Move:
         ends = (self.copy.target, self.copy.source)
         remote = next((end for end in ends if not end.backend.is_local), self.copy.target)
         return patiently(attempt, remote.uri)
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Bytes of a source, read whenever they are taken: a client may have to send a request twice."""
+
+    copy: Copy
+    start: int
+    size_bytes: int
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.copy.source.backend.read(self.copy.entry, self.start, self.size_bytes)
 
 
 def _finished(target: Location, upload_id: str, tags: dict[int, str], size_bytes: int, crc32c: int) -> None:

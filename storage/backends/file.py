@@ -96,13 +96,20 @@ class File(backend.Backend):
                 os.close(descriptor)
 
     def write(self, key: str, part: Part, *, create_only: bool) -> None:
+        self._write(key, part, create_only=create_only, synced=True)
+
+    def write_unsynced(self, key: str, part: Part) -> None:
+        self._write(key, part, create_only=False, synced=False)
+
+    def _write(self, key: str, part: Part, *, create_only: bool, synced: bool) -> None:
         with _translated(key):
             temporary = self._new_temporary(key)
             try:
                 with open(temporary, "wb") as file:
                     file.writelines(part)
                     file.flush()
-                    os.fsync(file.fileno())
+                    if synced:
+                        os.fsync(file.fileno())
                 if create_only:
                     _link(temporary, key)
                 else:

@@ -172,13 +172,13 @@ class S3(backend.Backend):
             yield from body(stream._raw_stream.read1, size_bytes)
 
     def write(self, key: str, part: Part, *, create_only: bool) -> None:
-        data = part.read()
+        data = _Body(part)
         condition = {"IfNoneMatch": "*"} if create_only else {}
         with self._translated(key):
             answer = self._client.put_object(
                 Bucket=self._name,
                 Key=key,
-                Body=_Body(data),
+                Body=data,
                 ChecksumCRC32C=crc.to_base64(part.crc32c),
                 **condition,
             )
@@ -192,26 +192,26 @@ class S3(backend.Backend):
         return str(answer["UploadId"])
 
     def send(self, key: str, upload_id: str, part: Part) -> str:
-        data = part.read()
+        data = _Body(part)
         with self._translated(key):
             answer = self._client.upload_part(
                 Bucket=self._name,
                 Key=key,
                 UploadId=upload_id,
                 PartNumber=part.number,
-                Body=_Body(data),
+                Body=data,
                 ChecksumCRC32C=crc.to_base64(part.crc32c),
             )
         self._check(data, part, answer)
         return f"{answer['ETag']} {crc.to_base64(part.crc32c)}"
 
-    def _check(self, data: bytes, part: Part, answer: Mapping[str, Any]) -> None:
+    def _check(self, data: _Body, part: Part, answer: Mapping[str, Any]) -> None:
         """S3 has verified the CRC-32C that it repeats; of a server that does not, look at the MD5."""
         if answer.get("ChecksumCRC32C") == crc.to_base64(part.crc32c):
             return
         etag = str(answer.get("ETag", "")).strip('"')
         is_md5 = len(etag) == 32 and "SSEKMSKeyId" not in answer
-        if is_md5 and hashlib.md5(data, usedforsecurity=False).hexdigest() != etag:
+        if is_md5 and hashlib.md5(data.getbuffer(), usedforsecurity=False).hexdigest() != etag:
             raise Transient("what the store got is not what was sent (its MD5 differs)")
 
     def knows(self, key: str, upload_id: str) -> bool:
@@ -283,6 +283,11 @@ class S3(backend.Backend):
 
 class _Body(io.BytesIO):
     """A request's body that leaves in slices: a socket's time-out is then for each, not for all of it."""
+
+    def __init__(self, part: Part) -> None:
+        super().__init__()
+        self.writelines(part)
+        self.seek(0)
 
     def read(self, size: int | None = -1) -> bytes:
         # urllib3 asks for 16 KiB, each of which would cost a call of the system.
