@@ -114,7 +114,7 @@ class Backend(ABC):
     """Whether other processes see the same content."""
 
     stat_tells_more: ClassVar[bool] = False
-    """Whether ``stat`` knows a checksum that listings leave out."""
+    """Whether ``stat`` knows a checksum that listings leave out. ``read`` of a whole object compares it."""
 
     min_part_bytes: ClassVar[int] = 8 << 20
     """Smallest part of a large file. Small ones cost less processor time than large ones (measured)."""

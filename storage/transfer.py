@@ -71,7 +71,7 @@ def copy_file(source: Location, target: Location, *, progress: Progress | None =
     """
     entry = source.stat()
     if entry is None:
-        raise NotFound(f"{source}: there is no such file. Check the address; a folder needs --recursive.")
+        raise NotFound(f"{source}: there is no such file. Check the address.")
     return copy_all([Copy(source, entry, target)], progress=progress)[0]
 
 
@@ -84,7 +84,7 @@ def copy_folder(source: Location, target: Location, *, progress: Progress | None
     Raises:
         NotFound: nothing is below ``source``.
     """
-    entries = side_by_side(lambda entry: _with_checksum(source.at(entry), entry), source.find())
+    entries = side_by_side(lambda entry: _with_checksum(source, entry), source.find())
     if not entries:
         raise NotFound(f"{source}: there is nothing below. Check the address.")
     last = [entry for entry in entries if entry.key.rpartition("/")[2] == "manifest.json"]
@@ -93,9 +93,12 @@ def copy_folder(source: Location, target: Location, *, progress: Progress | None
     return entries
 
 
-def _with_checksum(place: Location, entry: Entry) -> Entry:
-    """The entry with all that is known of it: without a checksum a bit that is turned on the way stays so."""
-    return (place.stat() or entry) if place.backend.stat_tells_more else entry
+def _with_checksum(source: Location, entry: Entry) -> Entry:
+    """The entry with its checksum, where a listing leaves it out; a whole object comes with its own."""
+    backend = source.backend
+    if not backend.stat_tells_more or entry.size_bytes <= backend.min_part_bytes:
+        return entry
+    return source.at(entry).stat() or entry
 
 
 def copy_all(copies: Sequence[Copy], *, progress: Progress | None = None) -> list[int]:
