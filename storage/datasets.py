@@ -177,7 +177,11 @@ def _brought(sources: Sequence[Location], progress: Progress | None) -> Iterator
                 copy_file(source, target / source.name, progress=progress)
             else:
                 copy_folder(source, target, progress=progress)
-        yield sorted(path for path in Path(scratch).rglob("*") if path.is_file())
+        try:
+            yield sorted(path for path in Path(scratch).rglob("*") if path.is_file())
+        except ConfigError as error:
+            # People know their files by name, and not by where they were brought.
+            raise ConfigError(str(error).replace(f"{scratch}/", "")) from None
 
 
 def _entry_of(info_file: Path, name: str) -> dict[str, Any]:

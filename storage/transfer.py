@@ -86,7 +86,9 @@ def copy_folder(source: Location, target: Location, *, progress: Progress | None
     """
     entries = side_by_side(lambda entry: _with_checksum(source, entry), source.find())
     if not entries:
-        raise NotFound(f"{source}: there is nothing below. Check the address.")
+        raise NotFound(
+            f"{source}: nothing is there, neither a file nor a folder with files. Check the address."
+        )
     last = [entry for entry in entries if entry.key.rpartition("/")[2] == "manifest.json"]
     for group in ([entry for entry in entries if entry not in last], last):
         copy_all([Copy(source.at(e), e, target / source.relative(e)) for e in group], progress=progress)

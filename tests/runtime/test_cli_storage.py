@@ -78,7 +78,7 @@ def test_datasets_are_checked_added_shown_and_removed(run: Run, tmp_path: Path):
     bad.write_text('{"instruction": "a", "output": "b"}\n{"instruction": "c", "output": 7}\n')
     assert run("datasets", "add", "talk", str(good)).stdout == "Dataset talk: 2 rows, alpaca\n"
     refused = run("datasets", "add", "broken", str(bad), code=2).stderr
-    assert "bad.jsonl" in refused and "line 2" in refused and "output is 7" in refused
+    assert refused.startswith("Error: bad.jsonl, line 2: output is 7")
     assert [row["dataset"] for row in json.loads(run("datasets", "ls", "--json").stdout)] == ["talk"]
     shown = json.loads(run("datasets", "show", "talk", "--rows", "1", "--json").stdout)
     assert (shown["rows"], shown["first_rows"]) == (2, [{"instruction": "a", "output": "b"}])

@@ -299,7 +299,7 @@ def test_a_folders_manifest_is_copied_after_its_files(place: Location, tmp_path:
     with pytest.raises(StorageError):
         copy_folder(source, place / "other", progress=Meter(on_total=(source / "a").delete))
     assert "manifest.json" not in below(place / "other")
-    with pytest.raises(NotFound, match="there is nothing below. Check the address"):
+    with pytest.raises(NotFound, match="nothing is there, neither a file"):
         copy_folder(source / "nothing", place)
 
 
