@@ -141,8 +141,8 @@ def _contents(store: str, size_mib: int) -> list[tuple[bool, dict[str, int]]]:
     """Whether it is a folder, and its files: one large, and many of one part or less, as large together."""
     many, each_mib = size_mib // 5, 5
     if store == "s3":
-        size_mib = min(size_mib, _MOTO_MIB)
         many, each_mib = min(40, size_mib // 2), 2
+        size_mib = min(size_mib, _MOTO_MIB)
     each = {f"part-{number:04d}.bin": each_mib * MIB for number in range(min(many, 200))}
     return [(False, {"large.bin": size_mib * MIB}), (True, each)]
 

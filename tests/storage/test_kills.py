@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import itertools
 import json
 import os
 import random
 import secrets
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -69,6 +71,10 @@ JOBS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
+CHANGES = {"os.link", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.chmod", "os.utime"}
+"""Besides opening a file to write; as Python's audit events are called."""
+
+
 def serve() -> None:
     """Answer every line of standard input: start its jobs at the same moment, kill what takes too long."""
     for line in sys.stdin:
@@ -94,6 +100,8 @@ def _fork(job: dict[str, Any], gate: int, opener: int) -> tuple[int, int]:
         return pid, answer
     os.close(opener)
     os.environ.update(job["environment"])
+    if job["dies_at"]:
+        sys.addaudithook(_dying_at(job["dies_at"]))
     # At its end when the last opener is closed.
     os.read(gate, 1)
     try:
@@ -104,8 +112,20 @@ def _fork(job: dict[str, Any], gate: int, opener: int) -> tuple[int, int]:
     os._exit(0)
 
 
+def _dying_at(step: int) -> Callable[[str, tuple[Any, ...]], None]:
+    """Kills this process just before so many-th change of files."""
+    steps = itertools.count(1)
+
+    def look(event: str, arguments: tuple[Any, ...]) -> None:
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (writes or event in CHANGES) and next(steps) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return look
+
+
 def _result(pid: int, answer: int, deadline: float) -> dict[str, Any] | None:
-    """What the child answered; None: it was killed, or died of an error that nobody expects."""
+    """What the child answered; None: it was killed."""
     watched = os.pidfd_open(pid)
     ended, _, _ = select.select([watched], [], [], max(0.0, deadline - time.monotonic()))
     if not ended:
@@ -114,9 +134,9 @@ def _result(pid: int, answer: int, deadline: float) -> dict[str, Any] | None:
     with os.fdopen(answer, "rb") as pipe:
         text = pipe.read()
     os.close(watched)
-    if ended and status:
-        return {"error": "died", "message": f"wait status {status}"}
-    return json.loads(text) if text and ended else None
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return None
+    return json.loads(text) if text else {"error": "died", "message": f"wait status {status}"}
 
 
 @dataclass
@@ -126,10 +146,17 @@ class Forker:
     process: subprocess.Popen[str]
     environment: dict[str, str]
 
-    def job(self, name: str, **arguments: object) -> dict[str, Any]:
-        """A job with the settings that hold now, as ``run`` takes it."""
+    def job(self, name: str, *, dies_at: int = 0, **arguments: object) -> dict[str, Any]:
+        """A job with the settings that hold now, as ``run`` takes it.
+
+        Args:
+            name: One of ``JOBS``.
+            dies_at: Before which change of files it is killed; 0: before none.
+            arguments: The job's.
+        """
         ours = {key: value for key, value in os.environ.items() if key.startswith(("TANDEM_", "AWS_", "NO_"))}
-        return {"job": name, "arguments": arguments, "environment": ours | self.environment}
+        environment = ours | self.environment
+        return {"job": name, "arguments": arguments, "environment": environment, "dies_at": dies_at}
 
     def start(self, *jobs: dict[str, Any], kill_after_s: float = DEADLINE_S) -> None:
         """Start the jobs together; ``results`` waits for them."""
@@ -172,6 +199,12 @@ def forker(forking: subprocess.Popen[str]) -> Forker:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 20 MB: three parts, and a small file."""
     return model_in(tmp_path_factory.mktemp("trained"), LARGE_BYTES)
+
+
+@pytest.fixture(scope="module")
+def trained_less(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose large file has two parts."""
+    return model_in(tmp_path_factory.mktemp("less"), 9_000_000)
 
 
 def model_in(folder: Path, size_bytes: int) -> Path:
@@ -269,6 +302,43 @@ def test_a_download_that_is_killed_at_any_moment_leaves_nothing_that_counts(
     assert killing.killed >= KILLS / 4
     (result,) = forker.run(job(number))
     assert result and files_of(Path(result["path"])) == source
+
+
+@pytest.mark.parametrize("kind", ["local", "gs"])
+def test_a_download_that_is_killed_at_every_step_leaves_nothing_that_counts(
+    forker: Forker, place_of: PlaceOf, trained_less: Path, tmp_path: Path, kind: str
+):
+    store, source = Store(place_of(kind)), files_of(trained_less)
+    store.publish_model(trained_less, "m", version="v1")
+    for step in itertools.count(1):
+        root = tmp_path / f"cache-{step}"
+        into = replace(forker, environment={"TANDEM_FILE_CACHE": str(root)})
+        (result,) = into.run(into.job("fetch", store=store.uri, version="v1", dies_at=step))
+        assert all(files_of(held.path) == source for held in NodeCache(root).held())
+        assert all(sha256_of(blob) == blob.name for blob in root.glob("blobs/*/*"))
+        (again,) = into.run(into.job("fetch", store=store.uri, version="v1"))
+        assert again and files_of(Path(again["path"])) == source
+        shutil.rmtree(root)
+        if result:
+            break
+    assert step > 10
+
+
+def test_publishing_on_a_file_system_that_is_killed_at_every_step_shows_nothing_half(
+    forker: Forker, place_of: PlaceOf, trained_less: Path
+):
+    store, source = Store(place_of("local")), files_of(trained_less)
+    for step in itertools.count(1):
+        how = {"store": store.uri, "folder": str(trained_less), "version": f"v{step}"}
+        (result,) = forker.run(forker.job("publish", dies_at=step, **how))
+        visible = [version for version in store.models("m") if version.version == how["version"]]
+        assert all(stored(version.files) == source for version in visible)
+        if result:
+            break
+        (again,) = forker.run(forker.job("publish", **how))
+        assert again and ("error" in again) == bool(visible)
+        assert stored(store.model(f"m/v{step}").files) == source
+    assert step > 10
 
 
 # Races

@@ -182,6 +182,22 @@ def test_an_interrupted_upload_goes_on_though_its_file_is_stale(
     assert_version(nfs, store, "m/v1", trained)
 
 
+def test_what_a_server_lost_of_an_interrupted_upload_is_sent_again(nfs: NfsLike, store: Store, trained: Path):
+    with pytest.raises(Interrupted):
+        store.publish_model(trained, "m", version="v1", progress=InterruptedAfter(9_000_000))
+    # It said that it had the bytes, lost its power, and has the length only.
+    (begun,) = (nfs.backing / store.root.name).rglob(f".{WEIGHTS}.tandem-*")
+    begun.write_bytes(bytes(begun.stat().st_size))
+    store.publish_model(trained, "m", version="v1")
+    assert_version(nfs, store, "m/v1", trained)
+
+
+def test_a_run_begins_though_the_answer_to_its_record_was_lost(nfs: NfsLike, store: Store):
+    with suffering(nfs, "link_replayed", 1, r"/run\.json"):
+        run = store.new_run("r", '{"name": "r"}')
+    assert [found.run_id for found in store.runs()] == [run.run_id] and run.spec_json() == '{"name": "r"}'
+
+
 # What does not pass
 
 FAILING = {
