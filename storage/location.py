@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -115,7 +116,24 @@ class Location:
         Raises:
             Conflict: ``create_only``, and something is here.
         """
-        self._patiently(lambda: self.backend.write(self.key, _whole(data), create_only=create_only))
+        tries = itertools.count(1)
+
+        def attempt() -> None:
+            is_first = next(tries) == 1
+            try:
+                self.backend.write(self.key, _whole(data), create_only=create_only)
+            except Conflict:
+                # An earlier try may have gone through, and its answer was lost.
+                if is_first or not self._holds(data):
+                    raise
+
+        self._patiently(attempt)
+
+    def _holds(self, data: bytes) -> bool:
+        try:
+            return self._read() == data
+        except NotFound:
+            return False
 
     def write_json(self, data: Any) -> None:
         """Put ``data`` here as JSON, all at once."""

@@ -309,6 +309,13 @@ def test_a_publisher_whose_answer_was_lost_does_not_lose_to_itself(remote: Remot
         remote.store.publish_model(small, "m", version="v1")
 
 
+def test_a_run_begins_though_the_answer_to_its_record_was_lost(remote: Remote):
+    with remote.suffering(Fault("reset", times=2, method="PUT", path=r"/run\.json")):
+        run = remote.store.new_run("r", '{"name": "r"}')
+    assert [found.run_id for found in remote.store.runs()] == [run.run_id]
+    assert run.spec_json() == '{"name": "r"}' and run.record()["created_at"]
+
+
 # And downloads
 
 LARGE_DOWNLOADS: dict[str, list[Fault]] = {
