@@ -286,10 +286,11 @@ def _by_address(ref: str, field: str) -> ModelVersion:
 
 def _described(place: Location) -> dict[str, Any] | None:
     """What is at an address, as plain data: a version, the latest version of a name, or a plain folder."""
-    if (manifest := read_manifest(place, ModelManifest)) is not None:
+    # Known by name is known by address too, also while the store is silent.
+    if (manifest := _manifest(place)) is not None:
         return {"version": None, "manifest": _plain(manifest)}
     version = str(((place / LATEST).read_json() or {}).get("version", ""))
-    if version and (manifest := read_manifest(place / version, ModelManifest)) is not None:
+    if version and (manifest := _manifest(place / version)) is not None:
         return {"version": version, "manifest": _plain(manifest)}
     kinds = (kind for kind, name in _CONFIG_OF.items() if (place / name).stat())
     return next(({"kind": kind} for kind in kinds), None)

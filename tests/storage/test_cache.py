@@ -168,6 +168,17 @@ def test_without_the_store_what_is_cached_still_opens(
         store.model("never-asked-for")
 
 
+def test_what_was_fetched_by_name_opens_by_address_without_the_store(
+    store: Store, gs_proxy: FaultProxy, tmp_path: Path
+):
+    publish(store, tmp_path)
+    store.model("m/v1").fetch().close()
+    gs_proxy.add(Fault("reset", times=None))
+    here = open_store(str(tmp_path / "here"))
+    with patience(1), here.model(f"{store.uri}/models/m/v1").fetch() as folder:
+        assert (folder.path / "config.json").read_text() == CONFIG
+
+
 def test_without_the_store_a_plain_folder_that_is_cached_still_opens(
     proxied_place: Location, gs_proxy: FaultProxy, tmp_path: Path
 ):
