@@ -229,6 +229,8 @@ def _environment(spec: LocalClusterSpec) -> dict[str, str]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        # How long `ray job stop` leaves a job for its last checkpoint; Ray's default is 3 s.
+        "RAY_JOB_STOP_WAIT_TIME_S": "300",
     }
 
 

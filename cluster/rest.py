@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 
+from cluster.gpu_products import gpus_by_product
 from runtime.core.errors import ClusterError, ConfigError
 
 _TIMEOUT_S = 60.0
@@ -72,6 +73,11 @@ def cluster_resources(dashboard_url: str) -> dict[str, float]:
         for resource, amount in node["resources_total"].items():
             total[resource] = total.get(resource, 0.0) + amount
     return total
+
+
+def accelerators(dashboard_url: str) -> dict[str, float]:
+    """GPUs of all living nodes by product: ``{"A100": 8.0}``."""
+    return gpus_by_product(node["resources_total"] for node in _living_nodes(dashboard_url))
 
 
 def head_ip(dashboard_url: str) -> str:

@@ -13,8 +13,10 @@ import click
 from runtime import __version__
 from runtime.cli_datasets import datasets
 from runtime.cli_models import models
-from runtime.cli_options import address_option, dry_run_option, json_option, show, store_option
+from runtime.cli_options import address_option, dry_run_option, json_option, store_option
+from runtime.cli_runs import runs
 from runtime.cli_storage import storage
+from runtime.cli_sweep import sweep
 from runtime.core.errors import TandemError
 from runtime.core.log import configure
 
@@ -127,24 +129,74 @@ def doctor(as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("spec", required=False)
+@click.option(
+    "--llamafactory", metavar="FILE", help="Instead of SPEC: a YAML file as llamafactory-cli train takes it."
+)
+@click.option(
+    "--resume",
+    metavar="RUN",
+    help="Instead of SPEC: a run that failed, was stopped or lost its cluster; goes on from its last "
+    "checkpoint.",
+)
+@click.option(
+    "--num-workers",
+    type=click.IntRange(1),
+    help="Workers, instead of scaling.num_workers; with --resume the global batch stays what it was.",
+)
 @address_option
 @store_option
 @dry_run_option
 @click.option("--no-wait", is_flag=True, help="Return once the job is submitted.")
-def train(spec: Path, address: str | None, store: str | None, dry_run: bool, no_wait: bool) -> None:
+def train(
+    spec: str | None,
+    llamafactory: str | None,
+    resume: str | None,
+    num_workers: int | None,
+    address: str | None,
+    store: str | None,
+    dry_run: bool,
+    no_wait: bool,
+) -> None:
     """Submit the training job in SPEC and watch it."""
-    from rich.console import Console
-
     from runtime.plans import train_plan
-    from runtime.progress import follow
+    from storage.store import open_store
+    from train_jobs.source import read_source
 
+    if resume is not None:
+        _refuse_a_spec_beside_resume(spec, llamafactory, dry_run)
+        _follow(_tandem(address, store).resume(resume, num_workers=num_workers), no_wait)
+        return
+    opened = open_store(store)
+    source = read_source(spec, llamafactory, store=opened, num_workers=num_workers)
     # Before a cluster is started: a wrong spec costs no wait.
-    plan = train_plan(spec, address, store)
+    plan = train_plan(source, address, store)
     if dry_run:
         click.echo(plan.to_json())
         return
-    run = _tandem(address, store).train(spec)
+    for note in plan.notes:
+        click.echo(f"Note: {note}", err=True)
+    source.register(opened)
+    _follow(_tandem(address, store).train(source.spec), no_wait)
+
+
+def _refuse_a_spec_beside_resume(spec: str | None, llamafactory: str | None, dry_run: bool) -> None:
+    from runtime.core.errors import ConfigError
+
+    given = [
+        name
+        for name, is_there in (("SPEC", spec), ("--llamafactory", llamafactory), ("--dry-run", dry_run))
+        if is_there
+    ]
+    if given:
+        raise ConfigError(f"--resume goes on with the run's own spec. Leave out: {', '.join(given)}.")
+
+
+def _follow(run: Any, no_wait: bool) -> None:
+    from rich.console import Console
+
+    from runtime.progress import follow
+
     click.echo(f"Run {run.run_id}\n    {run.uri}")
     if not no_wait:
         follow(run, Console())
@@ -171,44 +223,47 @@ def serve(spec: Path, address: str | None, store: str | None, dry_run: bool, no_
     click.echo(f"App {app.name}: {app.status}\n    {app.url}/v1")
 
 
-@main.command()
-@click.argument("name", required=False)
-@store_option
-@json_option
-def runs(name: str | None, store: str | None, as_json: bool) -> None:
-    """List training runs, of NAME or all."""
-    from runtime.run import Run
-    from storage.store import open_store
-
-    rows = [Run(folder).describe() for folder in open_store(store).runs(name)]
-    show(rows, ["run_id", "status", "step", "max_steps", "loss", "model"], as_json)
-
-
+main.add_command(runs)
 main.add_command(models)
 main.add_command(datasets)
 main.add_command(storage)
+main.add_command(sweep)
 
 
 @main.command()
-@click.argument("run_id")
+@click.argument("run_id", metavar="RUN")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until the run has ended.")
+@click.option("--rank", type=click.IntRange(0), help="Only what this worker prints, from 0 on.")
 @store_option
-def logs(run_id: str, store: str | None) -> None:
-    """Print the log of a run: its id, or its name for the newest."""
+def logs(run_id: str, follow: bool, rank: int | None, store: str | None) -> None:
+    """Print the log of a run: its id, or its name for the newest. All workers' lines are in it.
+
+    Of a run that has ended it is there also when its cluster is gone.
+    """
     from runtime.run import Run
     from storage.store import open_store
 
-    click.echo(Run(open_store(store).run(run_id)).logs())
+    run = Run(open_store(store).run(run_id))
+    if not follow:
+        click.echo(run.logs(rank).rstrip("\n"))
+        return
+    for line in run.follow_logs(rank):
+        click.echo(line)
 
 
 @main.command()
 @click.argument("name")
+@click.option("--now", is_flag=True, help="End a run at once, without a checkpoint.")
 @address_option
 @store_option
-def stop(name: str, address: str | None, store: str | None) -> None:
-    """Stop the serve app or the training run NAME."""
+def stop(name: str, now: bool, address: str | None, store: str | None) -> None:
+    """Stop the serve app or the training run NAME, and wait until it has ended.
+
+    A run saves a checkpoint at the end of its step first; `tandem train --resume RUN` goes on from there.
+    """
     from runtime.status import stop_anything
 
-    click.echo(stop_anything(name, address, store))
+    click.echo(stop_anything(name, address, store, now=now))
 
 
 @main.command()

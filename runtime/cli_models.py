@@ -6,20 +6,10 @@ from typing import Any
 
 import click
 
-from runtime.cli_options import address_option, in_words, json_option, show, store_option
+from runtime.cli_options import ListsByDefault, address_option, in_words, json_option, show, store_option
 
 
-class _ListsByDefault(click.Group):
-    """``tandem models`` and ``tandem models NAME`` mean ``tandem models ls [NAME]``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        first = next((word for word in args if not word.startswith("-")), None)
-        if first not in self.commands and not {"-h", "--help"} & set(args):
-            args = ["ls", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=_ListsByDefault)
+@click.group(cls=ListsByDefault)
 def models() -> None:
     """List model versions (`tandem models [NAME]`), publish or remove one."""
 

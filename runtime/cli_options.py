@@ -35,6 +35,17 @@ _UNITS = {
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
+class ListsByDefault(click.Group):
+    """``tandem models`` and ``tandem models NAME`` mean ``tandem models ls [NAME]``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put ``ls`` in front where no command is named."""
+        first = next((word for word in args if not word.startswith("-")), None)
+        if first not in self.commands and not {"-h", "--help"} & set(args):
+            args = ["ls", *args]
+        return super().parse_args(ctx, args)
+
+
 class Bytes(click.ParamType):
     """A number of bytes: ``500000``, ``20G``, ``20GiB``."""
 

@@ -5,24 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster import local
-from cluster.rest import cluster_resources
-from runtime.core.config import blamed_on, load_spec, origin_of
+from cluster.rest import accelerators, cluster_resources
+from runtime.core.config import blamed_on, load_spec
 from serve_apps.plan import ServePlan, plan_serve
 from serve_apps.spec import ServeSpec
 from storage.store import open_store
-from train_jobs.plan import TrainPlan, plan_train, resolve
-from train_jobs.spec import TrainSpec
+from train_jobs.plan import TrainPlan
+from train_jobs.source import Source
 
 
-def train_plan(spec: Path, address: str | None, store: str | None) -> TrainPlan:
-    """The plan of a training spec."""
-    with blamed_on(spec):
-        resolved = resolve(load_spec(TrainSpec, spec))
-        return plan_train(
-            resolved,
-            store=open_store(store),
-            cluster_resources=_resources(address),
-            origin=origin_of(spec),
+def train_plan(source: Source, address: str | None, store: str | None) -> TrainPlan:
+    """The plan of a training spec, or of a LLaMA-Factory file."""
+    with blamed_on(source.origin):
+        return source.plan(
+            open_store(store), cluster_resources=_resources(address), accelerators=_accelerators(address)
         )
 
 
@@ -39,3 +35,9 @@ def _resources(address: str | None) -> dict[str, float]:
     """Those of the cluster at ``address``, of the local one, or of the one that ``tandem up`` would start."""
     url = local.dashboard_of(address)
     return cluster_resources(url) if url else local.resources_of(local.LocalClusterSpec())
+
+
+def _accelerators(address: str | None) -> dict[str, float] | None:
+    """GPUs by product, or None where no cluster runs yet: a local one has the products of one machine."""
+    url = local.dashboard_of(address)
+    return accelerators(url) if url else None

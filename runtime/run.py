@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cluster import jobs, local
-from runtime.core.errors import ClusterError, RunFailed, WaitTimeout
-from runtime.show import loss_figure_html, table_html
-from storage.runs import RunFolder
+from runtime import run_logs
+from runtime.core.errors import ClusterError, Conflict, RunFailed, RunStopped, WaitTimeout
+from runtime.show import figure_html, loss_figure, table_html
+from storage.runs import Checkpoint, RunFolder
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _POLL_S = 0.5
 _UNKNOWN_S = 120.0
 _GONE = "the cluster that ran it is gone"
+STOP_REASON = "stopped on request"
 
 
 class Run:
@@ -62,13 +68,23 @@ class Run:
             WaitTimeout: it still goes on after ``timeout_s``; the run is left alone.
             ClusterError: the cluster has not answered for two minutes; the run may go on.
         """
+        self.wait_until_ended(timeout_s)
+        self.raise_if_failed()
+        return self
+
+    def wait_until_ended(self, timeout_s: float | None = None) -> str:
+        """Return the status when the run has ended, however it did.
+
+        Raises:
+            WaitTimeout: it still goes on after ``timeout_s``; the run is left alone.
+            ClusterError: the cluster has not answered for two minutes; the run may go on.
+        """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while self.poll() not in ENDED:
+        while (status := self.poll()) not in ENDED:
             if deadline is not None and time.monotonic() > deadline:
                 raise WaitTimeout(f"run {self.run_id} still goes on after {timeout_s:.0f} s")
             time.sleep(_POLL_S)
-        self.raise_if_failed()
-        return self
+        return status
 
     def poll(self) -> str:
         """``status`` for a loop that waits.
@@ -88,18 +104,41 @@ class Run:
         return status
 
     def raise_if_failed(self) -> None:
-        """Raise RunFailed when the run has ended without success."""
-        status, error = self._state()
-        if status in ("FAILED", "STOPPED"):
-            raise RunFailed(self.run_id, error or status, f"tandem logs {self.run_id}")
+        """Raise when the run has ended without success.
 
-    def logs(self) -> str:
-        """What the job has printed, its workers' lines included.
+        Raises:
+            RunFailed: it failed.
+            RunStopped: a kind of it: somebody stopped the run, or its cluster is gone.
+        """
+        status, error = self._state()
+        log = f"tandem logs {self.run_id}"
+        if status == "STOPPED":
+            raise RunStopped(self.run_id, f"{error}. Go on with: tandem train --resume {self.run_id}", log)
+        if status == "FAILED":
+            raise RunFailed(self.run_id, error or status, log)
+
+    def logs(self, rank: int | None = None) -> str:
+        """What the job has printed, its workers' lines included; of a run that kept its log, also later.
+
+        Args:
+            rank: Only what this worker printed, from 0 on. None: everything.
 
         Raises:
             ClusterError: the cluster that ran it is gone, and with it the log.
+            ConfigError: there is no such rank.
         """
-        return jobs.logs(self._dashboard_url(), self._submission_id())
+        text = run_logs.whole(self)
+        return text if rank is None else "\n".join(run_logs.OfRank(rank).lines(text.splitlines()))
+
+    def follow_logs(self, rank: int | None = None) -> Iterator[str]:
+        """The same, line by line as they come, until the run has ended.
+
+        Raises:
+            ClusterError: as ``logs``, or the cluster has not answered for two minutes.
+            ConfigError: the run has ended, and there was no such rank.
+        """
+        lines = run_logs.follow(self)
+        return lines if rank is None else run_logs.OfRank(rank).lines(lines)
 
     def metrics(self) -> pandas.DataFrame:
         """One row a logged step: ``step``, ``loss``, ``learning_rate``, ``grad_norm``, ``epoch``, ..."""
@@ -107,31 +146,109 @@ class Run:
 
         return pandas.DataFrame(self.folder.metrics())
 
-    def stop(self) -> bool:
-        """Ask the run to end; whether it was running. Its committed checkpoints stay."""
-        return jobs.stop(self._dashboard_url(), self._submission_id())
+    def checkpoints(self) -> list[Checkpoint]:
+        """Committed checkpoints, by step: ``place``, and ``manifest`` with step, metrics, sizes."""
+        return self.folder.checkpoints()
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Every time that the run was taken up: when, with how many workers, from which step, its end."""
+        return self.folder.attempts()
+
+    def plot(self) -> Figure:
+        """Loss and evaluation loss over steps; a notebook shows it."""
+        return loss_figure({self.run_id: self.folder.metrics()})
+
+    def is_training(self) -> bool:
+        """Whether workers are at it and have done a step: there is something to save."""
+        attempts = self.folder.attempts()
+        if not attempts:
+            return bool(self.folder.metrics())
+        return "first_step_at" in attempts[-1] and "ended" not in attempts[-1]
+
+    def stop(self, *, now: bool = False) -> bool:
+        """Ask the run to end, and return at once; whether it was running.
+
+        Its workers save a checkpoint at the end of their step and leave. A run that has done no step since it
+        was taken up has nothing to save and ends at once. Committed checkpoints stay either way:
+        ``tandem train --resume`` goes on from the last one.
+
+        Args:
+            now: End it at once, without a checkpoint.
+
+        Raises:
+            ClusterError: the cluster that runs it does not answer.
+        """
+        status, error = self._state()
+        if status in ENDED:
+            return False
+        if status == "UNKNOWN":
+            raise ClusterError(f"run {self.run_id} cannot be stopped: {error}")
+        if now or not self.is_training():
+            self._end_now()
+        else:
+            self.folder.request_stop(STOP_REASON)
+        return True
 
     def describe(self) -> dict[str, Any]:
         """The run as plain data, for tables and ``--json``."""
-        last = (self.folder.metrics() or [{}])[-1]
+        rows = self.folder.metrics()
+        last = (rows or [{}])[-1]
+        losses = [row["loss"] for row in rows if row.get("loss") is not None]
         status, error = self._state()
         return {
             "run_id": self.run_id,
             "status": status,
             "step": last.get("step"),
             "max_steps": last.get("max_steps"),
-            "loss": last.get("loss"),
+            "loss": losses[-1] if losses else None,
             "model": self.model,
             "created_at": self.folder.created_at,
             "uri": self.uri,
             "error": error,
         }
 
+    @property
+    def submission_id(self) -> str:
+        """The Ray job that runs it now: the run's id, or another one after it was taken up again."""
+        return str(self.folder.record().get("submission_id") or self.run_id)
+
+    def dashboard_url(self) -> str:
+        """The dashboard of the cluster that runs it.
+
+        Raises:
+            ClusterError: it is not known here.
+        """
+        record = self.folder.record()
+        if url := record.get("dashboard_url"):
+            return str(url)
+        # Submitted with plain Ray tools: the job knew Ray's own address only.
+        cluster = local.current()
+        if cluster and record.get("address") == cluster.address:
+            return cluster.dashboard_url
+        raise ClusterError(
+            f"run {self.run_id} was submitted to {record.get('address') or 'an unknown cluster'}, which "
+            f"is not the local cluster. Ask Ray there: ray job status {self.submission_id}."
+        )
+
     def __repr__(self) -> str:
         return f"Run({self.run_id!r}, status={self.status!r}, model={self.model!r})"
 
     def _repr_html_(self) -> str:
-        return table_html([self.describe()]) + loss_figure_html(self.folder.metrics(), self.run_id)
+        rows = self.folder.metrics()
+        return table_html([self.describe()]) + (figure_html(loss_figure({self.run_id: rows})) if rows else "")
+
+    def _end_now(self) -> None:
+        saved = [checkpoint.manifest.step for checkpoint in self.folder.checkpoints()]
+        what = f"its last checkpoint is of step {saved[-1]}" if saved else "it has no checkpoint yet"
+        result = json.dumps({"status": "stopped", "error": f"{STOP_REASON}; {what}"})
+        # Before the job is told: a driver that finds its run ended leaves at once, and saves nothing first.
+        with suppress(Conflict):  # it has ended meanwhile, in its own way
+            (self.folder.place / "result.json").write_bytes(result.encode(), create_only=True)
+        try:
+            jobs.stop(self.dashboard_url(), self.submission_id)
+        except ClusterError:
+            self.folder.begin_again()
+            raise
 
     def _state(self) -> tuple[str, str | None]:
         """Status and reason. The run's own result counts most; Ray's word fills in where there is none."""
@@ -139,7 +256,7 @@ class Run:
         if result:
             return str(result["status"]).upper(), result.get("error")
         try:
-            job = jobs.details(self._dashboard_url(), self._submission_id())
+            job = jobs.details(self.dashboard_url(), self.submission_id)
         except ClusterError as error:
             # Not to be told from a network that fails for a moment, but for a cluster of this machine.
             return ("STOPPED", _GONE) if self._was_local_and_ended() else ("UNKNOWN", str(error))
@@ -153,28 +270,12 @@ class Run:
         if late:
             return str(late["status"]).upper(), late.get("error")
         if status == "STOPPED":
-            return "STOPPED", "stopped on request"
+            return "STOPPED", STOP_REASON
         return "FAILED", _last_line(job.get("message")) or "the job ended without a result"
-
-    def _dashboard_url(self) -> str:
-        record = self.folder.record()
-        if url := record.get("dashboard_url"):
-            return str(url)
-        # Submitted with plain Ray tools: the job knew Ray's own address only.
-        cluster = local.current()
-        if cluster and record.get("address") == cluster.address:
-            return cluster.dashboard_url
-        raise ClusterError(
-            f"run {self.run_id} was submitted to {record.get('address') or 'an unknown cluster'}, which "
-            f"is not the local cluster. Ask Ray there: ray job status {self._submission_id()}."
-        )
 
     def _was_local_and_ended(self) -> bool:
         url, cluster = str(self.folder.record().get("dashboard_url", "")), local.current()
         return url.startswith("http://127.0.0.1:") and (cluster is None or cluster.dashboard_url != url)
-
-    def _submission_id(self) -> str:
-        return str(self.folder.record().get("submission_id") or self.run_id)
 
 
 def _last_line(text: Any) -> str | None:

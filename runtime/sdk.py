@@ -11,15 +11,16 @@ print(app.chat("What does json.dumps do?"))
 
 from __future__ import annotations
 
+import secrets
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster import applications, jobs, local
 from cluster.code import code_snapshot
 from cluster.environments import check_pair
-from cluster.rest import checked_url, cluster_resources, ray_version
+from cluster.rest import accelerators, checked_url, cluster_resources, ray_version
 from runtime.app import App
 from runtime.core.config import blamed_on, load_spec, origin_of
 from runtime.core.errors import ConfigError, EnvironmentFault
@@ -31,10 +32,18 @@ from serve_apps.spec import ServeSpec
 from storage.address import is_address
 from storage.datasets import Dataset
 from storage.models import ModelVersion
+from storage.runs import RunFolder
 from storage.store import Store, open_store
 from storage.workspace import storage_env
 from train_jobs.plan import TrainPlan, plan_train, resolve
+from train_jobs.source import source_of
 from train_jobs.spec import TrainSpec
+
+_STOP_WAIT_S = "300"
+"""How long `ray job stop` leaves a run for its last checkpoint before it kills it; Ray's default is 3 s."""
+
+if TYPE_CHECKING:
+    from runtime.sweep import Sweep
 
 TrainSource = TrainSpec | Mapping[str, Any] | str | Path
 ServeSource = ServeSpec | Mapping[str, Any] | str | Path
@@ -82,14 +91,52 @@ class Tandem:
         self._check_environments()
         resolved, _ = self._plan_train(spec)
         folder = self.store.new_run(resolved.name, resolved.to_json())
+        self._submit(folder, submission_id=folder.run_id)
+        return Run(folder)
+
+    def resume(self, run_id: str, *, num_workers: int | None = None) -> Run:
+        """Take up a run that failed, was stopped or lost its cluster, from its last committed checkpoint.
+
+        Args:
+            num_workers: Another number of workers; the global batch stays, so that it must divide.
+
+        Raises:
+            ConfigError: it still goes on, has succeeded, or cannot be divided so.
+        """
+        self._check_environments()
+        run = self.run(run_id)
+        if run.status in ("PENDING", "RUNNING"):
+            raise ConfigError(
+                f"run {run.run_id} still goes on ({run.status}). Watch it with: "
+                f"tandem runs show {run.run_id} -f; end it first with: tandem stop {run.run_id}."
+            )
+        if run.status == "SUCCEEDED":
+            raise ConfigError(
+                f"run {run.run_id} has succeeded: there is nothing to go on with. To train its model "
+                "further, name it as `model:` in a new spec."
+            )
+        folder = run.folder
+        source_of(folder).plan(
+            self.store,
+            cluster_resources=self.resources(),
+            accelerators=accelerators(self.dashboard_url),
+            go_on_with=num_workers,
+        )
+        folder.begin_again()
+        self._submit(folder, submission_id=f"{folder.run_id}-{secrets.token_hex(2)}", num_workers=num_workers)
+        return Run(folder)
+
+    def _submit(self, folder: RunFolder, *, submission_id: str, num_workers: int | None = None) -> None:
         arguments = ["run", "--store", self.store.uri, "--run", folder.run_id]
-        folder.update_record(dashboard_url=self.dashboard_url, submission_id=folder.run_id)
+        if num_workers is not None:
+            arguments += ["--num-workers", str(num_workers)]
+        folder.update_record(dashboard_url=self.dashboard_url, submission_id=submission_id)
         try:
             jobs.submit(
                 self.dashboard_url,
                 f"python -m train_jobs {shlex.join(arguments)}",
-                submission_id=folder.run_id,
-                env_vars=self._code(),
+                submission_id=submission_id,
+                env_vars=self._code() | {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_WAIT_S},
                 metadata={"run": folder.run_id, "store": self.store.uri},
             )
         except BaseException as error:
@@ -98,7 +145,16 @@ class Tandem:
                 {"status": "failed", "error": f"not submitted: {error or type(error).__name__}"}
             )
             raise
-        return Run(folder)
+
+    def sweep(self, source: Mapping[str, Any] | str | Path) -> Sweep:
+        """Start several runs over a space of parameters, through Ray Tune, and return at once.
+
+        Raises:
+            ConfigError: the sweep, or one of its runs, cannot work. Nothing was submitted.
+        """
+        from runtime.sweep import start_sweep
+
+        return start_sweep(self, source)
 
     def runs(self, name: str | None = None) -> list[Run]:
         """Runs in the store, oldest first; of one name, or all."""
@@ -200,6 +256,7 @@ class Tandem:
                 resolved,
                 store=self.store,
                 cluster_resources=self.resources(),
+                accelerators=accelerators(self.dashboard_url),
                 origin=origin_of(spec),
             )
             return resolved, plan

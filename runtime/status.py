@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import click
+from rich.console import Console
 
 from cluster import applications, local
 from cluster.rest import cluster_resources, ray_version
@@ -50,8 +51,11 @@ def collect(address: str | None, store: str | None) -> dict[str, Any]:
     return {"cluster": cluster, "apps": apps, "runs": runs}
 
 
-def stop_anything(name: str, address: str | None, store: str | None) -> str:
-    """Stop the serve app ``name``, or else the run of this id or name; says what was done.
+def stop_anything(name: str, address: str | None, store: str | None, *, now: bool = False) -> str:
+    """Stop the serve app ``name``, or else this run, and wait until it has ended; says what was done.
+
+    Args:
+        now: End a run at once, without a checkpoint.
 
     Raises:
         ConfigError: neither exists.
@@ -72,10 +76,20 @@ def stop_anything(name: str, address: str | None, store: str | None) -> str:
         raise ConfigError(
             f"{name!r} is neither a deployed app ({deployed}) nor a run. See `tandem runs`."
         ) from None
-    if run.status in ENDED:
+    return _stop_run(run, now=now)
+
+
+def _stop_run(run: Run, *, now: bool) -> str:
+    saves = not now and run.is_training()
+    if not run.stop(now=now):
         return f"Run {run.run_id} has ended already: {run.status}."
-    run.stop()
-    return f"Run {run.run_id} is ending."
+    with Console().status(f"run {run.run_id}: " + ("saving a checkpoint..." if saves else "ending...")):
+        status = run.wait_until_ended()
+    if status != "STOPPED":
+        return (
+            f"Run {run.run_id} ended before it could be stopped: {status}. See: tandem runs show {run.run_id}"
+        )
+    return f"Run {run.run_id} {run.error}. Go on with: tandem train --resume {run.run_id}"
 
 
 def _still_running(name: str, store: str | None) -> str:

@@ -195,6 +195,14 @@ class Backend(ABC):
         """Return when these objects survive a loss of power. Object stores promise that by themselves."""
         return
 
+    def adopt(self, path: Path, key: str) -> bool:
+        """Take a finished file of this machine as the object, without copying it; whether that was possible.
+
+        Nobody may change the file afterwards; removing its old name is fine. Only where both are on one file
+        system there is such a thing.
+        """
+        return False
+
     def local_path(self, key: str) -> Path | None:
         """The file that holds ``key`` on this machine, where there is one."""
         return None

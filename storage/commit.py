@@ -75,9 +75,17 @@ def now() -> str:
 
 
 def upload(
-    sources: list[tuple[FileEntry, Location]], target: Location, *, progress: Progress | None = None
+    sources: list[tuple[FileEntry, Location]],
+    target: Location,
+    *,
+    give_away: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """Copy the files below ``target``, but for those that an earlier attempt brought there, and verify all.
+
+    Args:
+        give_away: Nobody will change the sources any more: where they are on the target's file system they
+            become the target's files, and no byte is written twice.
 
     Raises:
         Corrupt: a file is not there as it should be.
@@ -89,6 +97,7 @@ def upload(
     copies = [
         Copy(source, _stat(source), target / entry.path, crc32c=entry.crc32c_number)
         for entry, source in missing
+        if not (give_away and _given(source, target / entry.path))
     ]
     copy_all(copies, progress=progress)
     _verify([entry for entry, _ in sources], target)
@@ -182,6 +191,11 @@ def _is_there(wanted: FileEntry, found: Entry | None, target: Location) -> bool:
         found.crc32c if found.crc32c is not None else getattr((target / wanted.path).stat(), "crc32c", None)
     )
     return known is not None and known == wanted.crc32c_number
+
+
+def _given(source: Location, target: Location) -> bool:
+    path = source.local_path()
+    return path is not None and target.attempt(lambda: target.backend.adopt(path, target.key))
 
 
 def _stat(source: Location) -> Entry:

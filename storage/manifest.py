@@ -97,6 +97,15 @@ class ModelManifest(Manifest):
     llamafactory: dict[str, Any] = {}
     """The arguments of LLaMA-Factory that it was trained with."""
 
+    stage: str | None = None
+    """LLaMA-Factory's stage that made it: ``pt``, ``sft``, ``rm``, ``dpo``, ``kto``."""
+
+    finetuning_type: str | None = None
+    """``full``, ``freeze``, ``lora``, ...: how it was trained."""
+
+    merged: bool = False
+    """Whether a trained adapter was merged into the base to make it."""
+
     metrics: dict[str, float] = {}
     """What the run logged last: ``loss``, ``epoch``, and so on."""
 
@@ -128,7 +137,10 @@ class CheckpointManifest(Manifest):
     """The optimizer step after which it was saved."""
 
     num_workers: int
-    """Workers that wrote it; the sharded states fit this number only."""
+    """Workers that wrote it; DeepSpeed's sharded states fit this number only, until they are converted."""
+
+    metrics: dict[str, float] = {}
+    """What was logged last at this step: ``loss``, ``eval_loss``, and so on."""
 
 
 class OutputManifest(Manifest):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from runtime.core.errors import ConfigError, StorageError
 from runtime.core.lookup import did_you_mean
@@ -17,6 +18,20 @@ from storage.manifest import CheckpointManifest
 from storage.metrics_log import MetricsLog, read_metrics
 
 _RUN_ID = re.compile(r"(?P<name>.+)-\d{8}-\d{6}-[0-9a-f]{4}")
+
+
+Ended = Literal["stopped", "preempted", "resized"]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A request to save a checkpoint and leave."""
+
+    reason: str
+    """Why, in a few words."""
+
+    ended: Ended
+    """``stopped``: the run ends. ``preempted``, ``resized``: it is taken up again at once."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +83,12 @@ class RunFolder:
         return dict(plan)
 
     def write_plan(self, plan_json: str) -> None:
-        """Keep the driver's plan. A run that goes on has no result again, until it has a new one."""
+        """Keep the driver's plan."""
         (self.place / "plan.json").write_bytes(plan_json.encode())
+
+    def begin_again(self) -> None:
+        """Forget how the run ended, and any request to stop it: it goes on."""
+        self.withdraw_stop()
         (self.place / "result.json").delete()
 
     def record(self) -> dict[str, Any]:
@@ -94,13 +113,53 @@ class RunFolder:
         return MetricsLog(self.place / "metrics.jsonl")
 
     def result(self) -> dict[str, Any] | None:
-        """``{"status": "succeeded", "model": ...}``, ``{"status": "failed", "error": ...}``, or None yet."""
+        """How it ended: ``{"status": "succeeded", "model": ...}``, ``{"status": "failed", "error": ...}`` or
+        ``{"status": "stopped", "error": ...}``; None while it goes on. The last two can be resumed."""
         result = (self.place / "result.json").read_json()
         return None if result is None else dict(result)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Say how the run ended, in one step."""
         (self.place / "result.json").write_json(result)
+
+    def request_stop(self, reason: str, *, ended: Ended = "stopped") -> None:
+        """Ask the workers to save a checkpoint at the end of their step and to leave.
+
+        Args:
+            reason: Why, in a few words: the run's result and log repeat it.
+            ended: What then becomes of the run: ``stopped`` by a person, or taken up again at once because
+                its node is being taken back (``preempted``) or there is room for more workers (``resized``).
+        """
+        (self.place / "stop.json").write_json({"reason": reason, "ended": ended, "requested_at": time.time()})
+
+    def stop_request(self) -> Stop | None:
+        """The request that stands, or None."""
+        request = (self.place / "stop.json").read_json()
+        return None if request is None else Stop(reason=str(request["reason"]), ended=request["ended"])
+
+    def withdraw_stop(self) -> None:
+        """No request stands any longer."""
+        (self.place / "stop.json").delete()
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Every time that the run was taken up, in order.
+
+        Returns:
+            For each ``attempt`` (a random mark), ``began_at`` (seconds since 1970), ``num_workers``,
+            ``from_step``; when it has ended ``ended`` (``succeeded``, ``failed``, ``stopped``,
+            ``preempted``, ``resized``),
+            ``ended_at``, ``reason`` and ``step`` (of the last committed checkpoint); ``first_step_at``, and
+            after a loss ``recovery_s``: seconds from the end of the one before to this one's first step.
+        """
+        places = [self.place.at(entry) for entry in (self.place / "attempts").find()]
+        found: dict[str, dict[str, Any]] = {}
+        for place, part in zip(places, side_by_side(lambda place: place.read_json(), places), strict=True):
+            found.setdefault(place.name[:4], {}).update(part or {})
+        return list(found.values())
+
+    def write_attempt(self, number: int, part: str, **fields: Any) -> None:
+        """Say something of the attempt ``number`` (from 1 on). Each part has one writer."""
+        (self.place / "attempts" / f"{number:04d}-{part}.json").write_json(fields)
 
     def write_output(self, output: dict[str, Any]) -> None:
         """Say what the training left: ``{"model": "name/v1"}``, or None where it is the folder ``output``."""
@@ -129,10 +188,24 @@ class RunFolder:
         found = [Checkpoint(p, m) for p, m in zip(places, manifests, strict=True) if m is not None]
         return sorted(found, key=lambda checkpoint: checkpoint.manifest.step)
 
-    def keep_checkpoints(self, count: int) -> None:
-        """Remove all but the newest ``count`` committed checkpoints."""
-        for checkpoint in self.checkpoints()[: -count or None]:
-            remove_committed(checkpoint.place)
+    def keep_checkpoints(
+        self, last: int | None, best: int | None, *, metric: str, greater_is_better: bool
+    ) -> None:
+        """Remove all committed checkpoints but the newest ``last`` and the ``best`` ones by ``metric``.
+
+        Args:
+            last: How many of the newest stay; None: all.
+            best: How many of the best stay besides; None: none.
+        """
+        if last is None:
+            return
+        found = self.checkpoints()
+        rated = [one for one in found if metric in one.manifest.metrics]
+        rated.sort(key=lambda one: one.manifest.metrics[metric], reverse=greater_is_better)
+        kept = {one.manifest.step for one in [*found[-last:], *rated[: best or 0]]}
+        for checkpoint in found:
+            if checkpoint.manifest.step not in kept:
+                remove_committed(checkpoint.place)
 
 
 class Runs:

@@ -75,6 +75,9 @@ class Store:
         run: str | None = None,
         version: str | None = None,
         llamafactory: Mapping[str, Any] | None = None,
+        stage: str | None = None,
+        finetuning_type: str | None = None,
+        merged: bool = False,
         metrics: Mapping[str, float] | None = None,
         progress: Progress | None = None,
     ) -> ModelVersion:
@@ -98,6 +101,9 @@ class Store:
             template=template,
             run=run,
             llamafactory=dict(llamafactory or {}),
+            stage=stage,
+            finetuning_type=finetuning_type,
+            merged=merged,
             metrics=dict(metrics or {}),
         )
         return self._models.publish(folder, name, version=version, draft=draft, progress=progress)

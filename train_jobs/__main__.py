@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from cluster import environments
-from runtime.core.config import load_spec, parse_spec
+from cluster.gpu_products import gpus_by_product
 from runtime.core.errors import ClusterError, ConfigError, TandemError
-from storage.location import locate
 from storage.runs import RunFolder
 from storage.store import Store, open_store
-from train_jobs.plan import TrainPlan, plan_train, resolve
-from train_jobs.spec import TrainSpec
+from train_jobs.plan import TrainPlan
+from train_jobs.source import Source, read_source, source_of
 
 _DESCRIPTION = """\
 Fine-tune a model with LLaMA-Factory and DeepSpeed under Ray Train.
 
   ray job submit --address http://127.0.0.1:8265 -- python -m train_jobs run /path/to/spec.yaml
 """
+
+_DRIVER_ENV = {"RAY_DEDUP_LOGS": "0"}
+"""Every rank's lines are kept apart: Ray would fold equal lines of several ranks into one."""
 
 _EPILOG = """\
 The spec is checked before anything starts. Exit code 2: the spec cannot work, and one message says which
@@ -60,12 +62,24 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         help="a train spec, YAML or JSON, by path or address (default, with --run: the run's own)",
     )
+    run.add_argument(
+        "--llamafactory",
+        metavar="FILE",
+        help="instead of SPEC: a YAML file as llamafactory-cli train takes it",
+    )
+    run.add_argument(
+        "--num-workers",
+        metavar="N",
+        type=_count,
+        help="workers, instead of scaling.num_workers; with --run the global batch stays what it was",
+    )
     run.add_argument("--dry-run", action="store_true", help="print the resolved plan as JSON; start nothing")
     run.add_argument(
         "--store", metavar="URI", help="the store (default: $TANDEM_STORE, else ~/.tandem/store)"
     )
     run.add_argument(
         "--run",
+        "--resume",
         metavar="RUN_ID",
         help="go on with this run, from its last checkpoint if it has one (default: a new run)",
     )
@@ -73,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> Literal[0]:
-    if options.spec is None and not options.run:
+    if options.spec is None and options.llamafactory is None and not options.run:
         raise ConfigError("SPEC is missing. Name a train spec, or with --run the run whose spec it is.")
     store = open_store(options.store)
     given = store.run(options.run) if options.run else None
@@ -87,10 +101,12 @@ def _run(options: argparse.Namespace) -> Literal[0]:
 
 
 def _plan_and_go(options: argparse.Namespace, store: Store, given: RunFolder | None) -> Literal[0]:
-    origin = options.spec or f"run {options.run}"
-    spec = resolve(_spec(options.spec, given, origin))
-    cluster = cluster_resources()
-    plan = plan_train(spec, store=store, cluster_resources=cluster, origin=origin)
+    source = _source(options, store, given)
+    nodes = living_nodes()
+    cluster = None if nodes is None else total_resources(nodes)
+    products = None if nodes is None else gpus_by_product(nodes)
+    go_on_with = options.num_workers if given is not None else None
+    plan = source.plan(store, cluster_resources=cluster, accelerators=products, go_on_with=go_on_with)
     if options.dry_run:
         print(plan.to_json())
         return 0
@@ -101,22 +117,30 @@ def _plan_and_go(options: argparse.Namespace, store: Store, given: RunFolder | N
         )
     environments.check_pair(("core", "train"))
     python = environments.interpreter("train")
+    for note in plan.notes:
+        print(f"note: {note}", flush=True)
+    source.register(store)
     # Only a spec that can run gets a folder.
-    run = given or store.new_run(spec.name, spec.to_json())
+    run = given or store.new_run(source.spec.name, source.spec.to_json())
     return hand_over(plan.model_copy(update={"run_id": run.run_id, "run_uri": run.uri}), run, python)
 
 
-def _spec(source: str | None, given: RunFolder | None, origin: str) -> TrainSpec:
-    """The spec from a file, an address, or the run that goes on."""
-    if source is None and given is not None:
-        return parse_spec(TrainSpec, given.spec_json(), origin=f"{origin}.json")
-    if source is not None and "://" in source:
-        return parse_spec(TrainSpec, locate(source, field="SPEC").read_bytes().decode(), origin=source)
-    return load_spec(TrainSpec, str(source))
+def _source(options: argparse.Namespace, store: Store, given: RunFolder | None) -> Source:
+    """The spec from a file, an address, a LLaMA-Factory file, or the run that goes on."""
+    if given is None or options.spec is not None or options.llamafactory is not None:
+        workers = options.num_workers if given is None else None
+        return read_source(options.spec, options.llamafactory, store=store, num_workers=workers)
+    return source_of(given)
 
 
-def cluster_resources() -> dict[str, float] | None:
-    """All CPUs and GPUs of the cluster that this process runs on, or None where there is no cluster.
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def living_nodes() -> list[dict[str, float]] | None:
+    """The resources of each node of the cluster that this process runs on, or None where there is no cluster.
 
     Asks the dashboard: a driver of its own (``ray.init``) would take 2 s longer.
 
@@ -129,7 +153,12 @@ def cluster_resources() -> dict[str, float] | None:
 
     try:
         nodes = list_nodes(
-            address=os.environ.get("RAY_ADDRESS"), filters=[("state", "=", "ALIVE")], detail=True
+            address=os.environ.get("RAY_ADDRESS"),
+            filters=[("state", "=", "ALIVE")],
+            limit=10_000,
+            detail=True,
+            # Ray takes nodes that died and are filtered out here for an answer that was cut.
+            raise_on_missing_output=False,
         )
     except (ConnectionError, RayStateApiException):
         return None
@@ -138,17 +167,22 @@ def cluster_resources() -> dict[str, float] | None:
             f"RAY_ADDRESS is {os.environ.get('RAY_ADDRESS')}, but no cluster answers there. Unset or correct "
             "it."
         ) from None
-    totals = [node.resources_total or {} for node in nodes]
-    return {name: sum(total.get(name, 0.0) for total in totals) for name in ("CPU", "GPU")}
+    return [node.resources_total or {} for node in nodes]
+
+
+def total_resources(nodes: list[dict[str, float]]) -> dict[str, float]:
+    """All CPUs and GPUs of the nodes."""
+    return {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
 
 
 def hand_over(plan: TrainPlan, run: RunFolder, python: Path) -> NoReturn:
     """Write ``plan.json`` and become the driver: the same process, with the train environment's Python."""
+    run.begin_again()
     run.write_plan(plan.to_json())
     run.update_record(submission_id=submission_id(), address=os.environ.get("RAY_ADDRESS"))
     print(f"run {run.run_id}: {run.uri}", flush=True)
     command = [str(python), "-m", "train_jobs.engine.driver", run.uri]
-    os.execve(python, command, os.environ | environments.process_env("train"))
+    os.execve(python, command, os.environ | environments.process_env("train") | _DRIVER_ENV)
 
 
 def submission_id() -> str | None:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from runtime.core.config import ConfigModel
 from runtime.core.errors import ConfigError
-from storage.models import ModelVersion
 from storage.runs import RunFolder
 from storage.store import Store
 from storage.workspace import storage_env
-from train_jobs import arguments, deepspeed_presets
-from train_jobs.spec import Publish, TrainSpec
+from train_jobs import accelerators as gpu_products
+from train_jobs import arguments, capacity, deepspeed_presets, named_models, recipes
+from train_jobs.deepspeed_config import Reconciled, reconcile, stage_of
+from train_jobs.elastic import accumulation_for, worker_counts
+from train_jobs.precision import without_fp16
+from train_jobs.recipe_packages import train_packages
+from train_jobs.recipe_view import Recipe
+from train_jobs.spec import Checkpoints, Failure, Publish, TrainSpec
 
 # What LLaMA-Factory would do by default makes no sense under Ray: no training at all, a progress bar
 # in a log file, a loss only every 500 steps.
-_DEFAULTS: dict[str, Any] = {"do_train": True, "disable_tqdm": True, "logging_steps": 5}
+# And a NaN loss must show: a run that has one is ended.
+_DEFAULTS: dict[str, Any] = {
+    "do_train": True,
+    "disable_tqdm": True,
+    "logging_steps": 5,
+    "logging_nan_inf_filter": False,
+}
 
 
 Found = TypeVar("Found")
@@ -44,8 +54,9 @@ class TrainPlan(ConfigModel):
     base_revision: str | None
     """The revision of ``base``, where it has one."""
 
-    adapters: list[str] = []
-    """The adapters to go on from, like ``base``."""
+    models: dict[str, list[str]] = {}
+    """Other models that arguments of LLaMA-Factory name, like ``base``: ``{"adapter_name_or_path": [...],
+    "ref_model": [...]}``. Workers put folders of their node in their places."""
 
     llamafactory: dict[str, Any]
     """Arguments of LLaMA-Factory; the worker adds paths and what else differs by node."""
@@ -57,7 +68,15 @@ class TrainPlan(ConfigModel):
     """DeepSpeed's configuration, or None for plain DDP."""
 
     num_workers: int
-    """Workers."""
+    """Workers, or the most of them where the run is elastic: what the global batch is reckoned with."""
+
+    min_workers: int
+    """The least number of workers that the run may have now."""
+
+    max_workers: int
+    """The largest number that it may have now. Both equal ``num_workers`` unless the run is elastic, or goes
+    on
+    with another number than it began with."""
 
     resources_per_worker: dict[str, float]
     """What each worker reserves with Ray, such as ``{"CPU": 0.5}``."""
@@ -65,11 +84,37 @@ class TrainPlan(ConfigModel):
     use_gpu: bool
     """Whether the workers train on a GPU."""
 
+    accelerator_type: str | None = None
+    """The GPU product that all workers are on; None where there is no choice to make."""
+
+    placement_strategy: str = "PACK"
+    """Ray's placement strategy."""
+
+    elastic_resize_monitor_interval_s: float = 60.0
+    """How often an elastic run looks for more room."""
+
+    checkpoints: Checkpoints = Checkpoints()
+    """Which checkpoints stay."""
+
+    failure: Failure = Failure()
+    """How often and how long the run tries again."""
+
+    merge: bool = False
+    """Whether the result is the base with the trained adapter merged in."""
+
+    notes: list[str] = []
+    """What is done differently from what the spec's words say here, each with the reason."""
+
     env_vars: dict[str, str]
     """Environment variables of the workers."""
 
     publish: Publish | None
     """Where the result goes."""
+
+    @property
+    def adapters(self) -> list[str]:
+        """The adapters to go on from."""
+        return self.models.get("adapter_name_or_path", [])
 
     @property
     def template(self) -> str | None:
@@ -79,6 +124,8 @@ class TrainPlan(ConfigModel):
     @property
     def kind(self) -> Literal["full", "adapter"]:
         """``full`` or ``adapter``, as a model version's manifest says it."""
+        if self.merge:
+            return "full"
         # LLaMA-Factory's default is lora.
         return "adapter" if self.llamafactory.get("finetuning_type", "lora") in ("lora", "oft") else "full"
 
@@ -90,12 +137,17 @@ def resolve(spec: TrainSpec) -> TrainSpec:
 
     Raises:
         ConfigError: the DeepSpeed file cannot be read.
+        StorageError: nothing is at the DeepSpeed file's address.
     """
     changes: dict[str, Any] = {}
     if isinstance(spec.deepspeed, str) and spec.deepspeed not in deepspeed_presets.names():
         changes["deepspeed"] = deepspeed_presets.resolve(spec.deepspeed)
-    if spec.model.startswith(("./", "../", "~")):
-        changes["model"] = str(Path(spec.model).expanduser().absolute())
+    changes["model"] = named_models.absolute(spec.model)
+    changes["llamafactory"] = spec.llamafactory | {
+        argument: ",".join(named_models.absolute(ref) for ref in named_models.split(value))
+        for argument in named_models.ARGUMENTS
+        if isinstance(value := spec.llamafactory.get(argument), str)
+    }
     return spec.model_copy(update=changes)
 
 
@@ -105,6 +157,9 @@ def plan_train(
     store: Store,
     run: RunFolder | None = None,
     cluster_resources: Mapping[str, float] | None = None,
+    accelerators: Mapping[str, float] | None = None,
+    new_datasets: Mapping[str, Mapping[str, Any]] | None = None,
+    go_on_with: int | None = None,
     origin: str = "spec",
 ) -> TrainPlan:
     """What ``spec`` means on this store and this cluster.
@@ -115,37 +170,130 @@ def plan_train(
         run: The run's folder; None in a dry run.
         cluster_resources: All that the cluster has, such as ``{"CPU": 2.0, "GPU": 1.0}``. None where it is
             not known: then nothing is refused for its size, and a GPU is used only if the spec says so.
+        accelerators: The cluster's GPUs by product, such as ``{"A100": 8.0}``. None where it is not known.
+        new_datasets: ``dataset_info.json`` entries of datasets that are registered only if the plan holds.
+        go_on_with: The number of workers of a run that is resumed with another one; its global batch stays.
         origin: What to call the spec in an error: its file, where it came from one.
 
     Raises:
         ConfigError: every fault of the spec, one a line, each with field, value, reason and remedy.
     """
     faults = arguments.faults(spec.llamafactory)
+    well_typed = not faults
     faults += _store_faults(store)
-    model = _tried(lambda: _base_model(spec, store), faults)
-    adapters = _tried(lambda: _adapters(spec, store), faults)
-    dataset_info = _tried(lambda: _dataset_info(spec, store), faults)
+    model = _tried(lambda: named_models.base_model(spec.model, store), faults)
+    models = _tried(lambda: named_models.named_models(spec.llamafactory, store), faults)
+    dataset_info = _tried(lambda: _dataset_info(spec, store, new_datasets or {}), faults)
     deepspeed = _tried(lambda: deepspeed_presets.resolve(spec.deepspeed), faults)
-    gpus_per_worker = _gpus_per_worker(spec, cluster_resources)
+    gpus_per_worker = capacity.gpus_per_worker(spec.scaling, cluster_resources)
+    on_cpu = gpus_per_worker == 0
+    agreed = _agreed(spec, deepspeed, on_cpu=on_cpu)
+    notes = list(agreed.notes)
+    faults += agreed.faults
+    product = _tried(lambda: _product(spec, gpus_per_worker, accelerators), faults)
+    if well_typed:
+        recipe = _recipe(spec, agreed, deepspeed, model.config() if model else {}, on_cpu=on_cpu)
+        verdict = recipes.judge(recipe, dataset_info or {})
+        faults += verdict.faults
+        notes += verdict.notes
     faults += _publish_faults(spec.publish, store)
-    faults += _size_faults(spec, gpus_per_worker, cluster_resources)
-    if faults or model is None or dataset_info is None:
-        raise ConfigError(f"{origin}: cannot be run.\n" + "\n".join(f"  {fault}" for fault in faults))
-    return TrainPlan(
+    scaling = (
+        spec.scaling if go_on_with is None else spec.scaling.model_copy(update={"num_workers": go_on_with})
+    )
+    faults += capacity.size_faults(scaling, gpus_per_worker, cluster_resources)
+    if faults or model is None or models is None or dataset_info is None or product is None:
+        raise _refused(origin, faults)
+    accelerator_type, note = product
+    plan = TrainPlan(
         store_uri=store.uri,
         run_id=run.run_id if run else None,
         run_uri=run.uri if run else None,
         base=model.ref,
         base_revision=model.revision,
-        adapters=adapters or [],
-        llamafactory=_llamafactory(spec, on_cpu=gpus_per_worker == 0),
+        models=models,
+        llamafactory=_llamafactory(spec, agreed.llamafactory, on_cpu=on_cpu),
         dataset_info=dataset_info,
-        deepspeed=deepspeed,
-        num_workers=spec.scaling.num_workers,
-        resources_per_worker=_resources(spec.scaling.cpus_per_worker, gpus_per_worker),
-        use_gpu=gpus_per_worker > 0,
-        env_vars=_env_vars(on_cpu=gpus_per_worker == 0),
+        deepspeed=agreed.deepspeed if deepspeed is not None else None,
+        num_workers=spec.scaling.max_workers,
+        min_workers=scaling.min_workers,
+        max_workers=scaling.max_workers,
+        resources_per_worker=capacity.resources_per_worker(spec.scaling, gpus_per_worker),
+        use_gpu=not on_cpu,
+        accelerator_type=accelerator_type,
+        placement_strategy=spec.scaling.placement_strategy,
+        elastic_resize_monitor_interval_s=spec.scaling.elastic_resize_monitor_interval_s,
+        checkpoints=spec.checkpoints,
+        failure=spec.failure,
+        merge=spec.merge,
+        notes=[*notes, *([note] if note else [])],
+        env_vars=_env_vars(on_cpu=on_cpu),
         publish=spec.publish,
+    )
+    if go_on_with is not None:
+        accumulation_for(plan, go_on_with)
+    return _with_sizes(plan, origin)
+
+
+def _refused(origin: str, faults: list[str]) -> ConfigError:
+    return ConfigError(f"{origin}: cannot be run.\n" + "\n".join(f"  {fault}" for fault in faults))
+
+
+def _with_sizes(plan: TrainPlan, origin: str) -> TrainPlan:
+    """The plan of an elastic run, with a note where not every size keeps the global batch."""
+    sizes = worker_counts(plan)
+    if len(sizes) == plan.max_workers - plan.min_workers + 1:
+        return plan
+    micro_batches = plan.num_workers * plan.llamafactory.get("gradient_accumulation_steps", 1)
+    field = f"scaling.num_workers: is [{plan.min_workers}, {plan.max_workers}]"
+    why = f"others do not divide the global batch of {micro_batches} micro batches"
+    if len(sizes) == 1:
+        raise _refused(
+            origin,
+            [
+                f"{field}, but only {sizes[0]} is possible: {why}. Raise "
+                f"llamafactory.gradient_accumulation_steps, or write num_workers: {sizes[0]}."
+            ],
+        )
+    shown = ", ".join(str(size) for size in sizes)
+    note = f"{field}: the run has {shown} workers at a time; {why}."
+    return plan.model_copy(update={"notes": [*plan.notes, note]})
+
+
+def _agreed(spec: TrainSpec, deepspeed: dict[str, Any] | None, *, on_cpu: bool) -> Reconciled:
+    """DeepSpeed's config and the recipe, as they are told to the workers."""
+    if deepspeed is not None:
+        return reconcile(deepspeed, spec.llamafactory, num_workers=spec.scaling.max_workers, on_cpu=on_cpu)
+    recipe, notes = without_fp16(spec.llamafactory) if on_cpu else (spec.llamafactory, [])
+    return Reconciled({}, recipe, notes=notes)
+
+
+def _recipe(
+    spec: TrainSpec,
+    agreed: Reconciled,
+    deepspeed: dict[str, Any] | None,
+    base_config: Mapping[str, Any],
+    *,
+    on_cpu: bool,
+) -> Recipe:
+    return Recipe(
+        agreed.llamafactory,
+        zero_stage=stage_of(deepspeed),
+        on_cpu=on_cpu,
+        merge=spec.merge,
+        publishes=spec.publish is not None,
+        base_config=base_config,
+        packages=train_packages(on_cpu=on_cpu),
+    )
+
+
+def _product(
+    spec: TrainSpec, gpus_per_worker: float, accelerators: Mapping[str, float] | None
+) -> tuple[str | None, str | None]:
+    return gpu_products.choose(
+        spec.scaling.accelerator_type,
+        num_workers=spec.scaling.min_workers,
+        gpus_per_worker=gpus_per_worker,
+        accelerators=accelerators,
     )
 
 
@@ -158,50 +306,32 @@ def _tried(look_up: Callable[[], Found], faults: list[str]) -> Found | None:
         return None
 
 
-def _base_model(spec: TrainSpec, store: Store) -> ModelVersion:
-    model = store.model(spec.model, field="model")
-    if model.is_adapter:
-        raise ConfigError(
-            f"model is {model.ref!r}, an adapter over {model.base}, which holds no weights to start from. "
-            f"Set model: {model.base}; to train it further, llamafactory.adapter_name_or_path: {model.ref}."
-        )
-    return model
-
-
-def _adapters(spec: TrainSpec, store: Store) -> list[str]:
-    """The adapters to go on from, by name or address, each looked up."""
-    named = spec.llamafactory.get("adapter_name_or_path")
-    refs = [ref.strip() for ref in named.split(",")] if isinstance(named, str) else []
-    found = [store.model(ref, field="llamafactory.adapter_name_or_path") for ref in refs]
-    for model in found:
-        if not model.is_adapter:
-            raise ConfigError(
-                f"llamafactory.adapter_name_or_path is {model.ref!r}, which is a full model and no adapter. "
-                f"Set model: {model.ref} instead, or name an adapter."
-            )
-    return [model.ref for model in found]
-
-
 def _store_faults(store: Store) -> list[str]:
     """A store that only this process sees is none for a job."""
     if store.root.backend.shared:
         return []
     return [
-        f"store: is {store.uri!r}, which only this process sees; workers are others. Use a folder, gs:// or s3://."
+        f"store: is {store.uri!r}, which only this process sees; workers are others. Use a folder, gs:// or "
+        "s3://."
     ]
 
 
-def _dataset_info(spec: TrainSpec, store: Store) -> dict[str, Any]:
+def _reads_training_rows(spec: TrainSpec) -> bool:
+    """Whether ``dataset`` is read: an evaluation alone needs its own rows only."""
+    arguments_ = spec.llamafactory
+    return bool(arguments_.get("do_train", True)) or not arguments_.get("eval_dataset")
+
+
+def _dataset_info(spec: TrainSpec, store: Store, new: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The entries of the spec's datasets from their own folders, as one ``dataset_info``."""
-    named = [(name, "dataset") for name in spec.datasets]
+    named = [(name, "dataset") for name in spec.datasets] if _reads_training_rows(spec) else []
     evaluated = spec.llamafactory.get("eval_dataset")
     if isinstance(evaluated, str):
         named += [(name.strip(), "llamafactory.eval_dataset") for name in evaluated.split(",")]
-    entries = {}
-    for name, field in named:
-        dataset = store.dataset(name, field=field)
-        entries[name] = dataset.info()
-    return entries
+    return {
+        name: dict(new[name]) if name in new else store.dataset(name, field=field).info()
+        for name, field in named
+    }
 
 
 def _publish_faults(publish: Publish | None, store: Store) -> list[str]:
@@ -218,51 +348,11 @@ def _publish_faults(publish: Publish | None, store: Store) -> list[str]:
     ]
 
 
-def _gpus_per_worker(spec: TrainSpec, cluster: Mapping[str, float] | None) -> float:
-    if spec.scaling.gpus_per_worker is not None:
-        return spec.scaling.gpus_per_worker
-    gpus = (cluster or {}).get("GPU", 0.0)
-    if gpus == 0:
-        return 0.0
-    return 0.5 if gpus == 1 else 1.0
-
-
-def _size_faults(spec: TrainSpec, gpus_per_worker: float, cluster: Mapping[str, float] | None) -> list[str]:
-    """What the cluster can never hold, however long the job waits."""
-    if cluster is None:
-        return []
-    workers, cpus = spec.scaling.num_workers, spec.scaling.cpus_per_worker
-    has_cpus, has_gpus = cluster.get("CPU", 0.0), cluster.get("GPU", 0.0)
-    faults = []
-    if workers * cpus > has_cpus:
-        faults.append(
-            f"scaling: num_workers {workers} x cpus_per_worker {cpus:g} is {workers * cpus:g} CPUs, but the "
-            f"whole cluster has {has_cpus:g}. Lower one of them."
-        )
-    if workers * gpus_per_worker > has_gpus:
-        remedy = "Lower one of them." if has_gpus else "Set gpus_per_worker: 0 to train on CPUs."
-        faults.append(
-            f"scaling: num_workers {workers} x gpus_per_worker {gpus_per_worker:g} is "
-            f"{workers * gpus_per_worker:g} GPUs, but the whole cluster has {has_gpus:g}. {remedy}"
-        )
-    elif 0 < gpus_per_worker < 1 and workers > has_gpus:
-        faults.append(
-            f"scaling: num_workers is {workers}, but the cluster has {has_gpus:g} GPUs: NCCL does not let "
-            f"two workers share one GPU. Set num_workers: {has_gpus:g} and a larger "
-            "llamafactory.per_device_train_batch_size."
-        )
-    return faults
-
-
-def _resources(cpus: float, gpus: float) -> dict[str, float]:
-    return {"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}
-
-
-def _llamafactory(spec: TrainSpec, *, on_cpu: bool) -> dict[str, Any]:
-    owned: dict[str, Any] = {"dataset": ",".join(spec.datasets)}
+def _llamafactory(spec: TrainSpec, recipe: Mapping[str, Any], *, on_cpu: bool) -> dict[str, Any]:
+    owned: dict[str, Any] = {"dataset": ",".join(spec.datasets)} if _reads_training_rows(spec) else {}
     if on_cpu:
         owned["use_cpu"] = True
-    return _DEFAULTS | spec.llamafactory | owned
+    return _DEFAULTS | dict(recipe) | owned
 
 
 def _env_vars(*, on_cpu: bool) -> dict[str, str]:

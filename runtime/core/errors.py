@@ -65,12 +65,20 @@ class RunFailed(TandemError):
         log: Where the whole log is: a path or the command that prints it.
     """
 
+    _ending = "failed"
+
     def __init__(self, run_id: str, reason: str, log: str) -> None:
-        super().__init__(f"run {run_id} failed: {reason}\nThe whole log: {log}")
+        super().__init__(f"run {run_id} {self._ending}: {reason}\nThe whole log: {log}")
         self.run_id, self.reason, self.log = run_id, reason, log
 
     def __reduce__(self) -> tuple[type[RunFailed], tuple[str, str, str]]:
         return type(self), (self.run_id, self.reason, self.log)
+
+
+class RunStopped(RunFailed):
+    """A training run was stopped before its end; it can be resumed."""
+
+    _ending = "was stopped"
 
 
 class WaitTimeout(TandemError, TimeoutError):

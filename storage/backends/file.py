@@ -197,6 +197,22 @@ class File(backend.Backend):
             with contextlib.suppress(OSError):
                 _fsync(folder)
 
+    def adopt(self, path: Path, key: str) -> bool:
+        with _translated(key):
+            temporary = self._new_temporary(key)
+            try:
+                os.link(path, temporary)
+            except OSError:
+                # Another device, no links there, too many of them: it is copied.
+                return False
+            try:
+                os.replace(temporary, key)
+            finally:
+                # Two names of one file are not replaced: the second one stays.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(temporary)
+        return True
+
     def local_path(self, key: str) -> Path | None:
         return Path(key)
 

@@ -91,7 +91,9 @@ def _all_errors(cls: type[TandemError]) -> list[type[TandemError]]:
 
 @pytest.mark.parametrize("cls", _all_errors(TandemError), ids=lambda cls: cls.__name__)
 def test_every_error_crosses_processes(cls: type[TandemError]):
-    error = cls("r-1", "out of memory", "tandem logs r-1") if cls is RunFailed else cls("what happened")
+    error = (
+        cls("r-1", "out of memory", "tandem logs r-1") if issubclass(cls, RunFailed) else cls("what happened")
+    )
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), vars(again)) == (cls, str(error), vars(error))
 

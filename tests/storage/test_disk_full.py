@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +17,7 @@ from storage.location import locate
 from storage.store import Store, open_store
 from storage.transfer import copy_file
 from tests.servers.proxy import Fault, FaultProxy
+from tests.servers.small_disk import small_disk
 from tests.storage.conftest import BUCKET, PlaceOf
 
 DISK_BYTES = 24 << 20
@@ -31,19 +31,8 @@ SIZES = {False: [SMALL_BYTES, SMALL_BYTES], True: [LARGE_BYTES]}
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 24 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}. Run this test as root.")
-    try:
+    with small_disk(tmp_path / "disk", size_bytes=DISK_BYTES) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def free_bytes(disk: Path) -> int:

@@ -69,6 +69,41 @@ def test_a_run_that_was_made_before_it_was_refused_says_why(
     assert (result["status"], "has no model 'nobody'" in result["error"]) == ("failed", True)
 
 
+def test_a_llamafactory_file_is_planned_and_its_datasets_are_not_registered_in_a_dry_run(
+    store: Store, tmp_path: Path
+):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "facts.json").write_text(
+        '[{"instruction": "What does len do?", "output": "Count."}]'
+    )
+    (tmp_path / "data" / "dataset_info.json").write_text('{"facts": {"file_name": "facts.json"}}')
+    file = tmp_path / "facts_sft.yaml"
+    file.write_text(
+        "model_name_or_path: tiny-base\nstage: sft\ndo_train: true\ndataset: facts\ntemplate: qwen3_nothink\n"
+        "output_dir: saves/facts\nlearning_rate: 1e-4\nuse_cpu: true\n"
+    )
+    done = train_jobs(
+        "run", "--llamafactory", str(file), "--num-workers", "3", "--dry-run", "--store", store.uri
+    )
+    assert done.returncode == 0, done.stderr
+    planned = json.loads(done.stdout)
+    assert (planned["num_workers"], planned["publish"]["name"]) == (3, "facts")
+    assert planned["llamafactory"]["learning_rate"] == 0.0001
+    assert planned["dataset_info"]["facts"]["file_name"] == "facts.json"
+    assert [dataset.name for dataset in store.datasets()] == ["docstrings"]
+
+
+def test_the_number_of_workers_on_the_command_line_counts_more_than_the_specs(spec_file: Path, store: Store):
+    done = train_jobs("run", str(spec_file), "--num-workers", "4", "--dry-run", "--store", store.uri)
+    assert json.loads(done.stdout)["num_workers"] == 4, done.stderr
+    assert train_jobs("run", str(spec_file), "--num-workers", "0").returncode == 2
+
+
+def test_a_spec_and_a_llamafactory_file_at_once_are_refused(spec_file: Path, store: Store):
+    done = train_jobs("run", str(spec_file), "--llamafactory", "x.yaml", "--store", store.uri)
+    assert (done.returncode, done.stderr.startswith("Give one of both: a train spec (SPEC)")) == (2, True)
+
+
 def test_the_help_names_the_exit_codes_and_the_job_command():
     shown = train_jobs("--help").stdout
     assert "Exit code 2" in shown

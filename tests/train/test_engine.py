@@ -100,8 +100,10 @@ print(json.dumps([served, tokenizer.decode(prompt), tokenizer.decode(taught), to
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_run_says_so_and_goes_on_from_its_last_checkpoint(inputs: TestCluster, tmp_path: Path):
-    file = write(tmp_path / "lesson.yaml", LESSON)
+def test_a_run_that_may_not_fail_says_why_it_did_and_goes_on_when_it_is_submitted_again(
+    inputs: TestCluster, tmp_path: Path
+):
+    file = write(tmp_path / "lesson.yaml", LESSON | {"failure": {"max_failures": 0}})
     job = submit(inputs, file)
     run = wait_for(lambda: next(iter(inputs.store.runs("lesson")), None), "a run folder")
     wait_for(run.checkpoints, "a committed checkpoint")
@@ -112,13 +114,14 @@ def test_a_killed_run_says_so_and_goes_on_from_its_last_checkpoint(inputs: TestC
     assert f"run {run.run_id} failed: rank " in output
     assert f"ray job logs {run.record()['submission_id']}" in output
 
-    again = submit(inputs, file, "--run", run.run_id)
+    again = submit(inputs, file, "--resume", run.run_id)
     output = output_of(again)
     assert again.returncode == 0, output[-3000:]
     assert "Resuming training from checkpoint" in output
     assert [checkpoint.manifest.step for checkpoint in run.checkpoints()] == [4, 8, 12]
     assert [line["step"] for line in run.metrics()] == list(range(1, 13))
     assert run.result() == {"status": "succeeded", "model": "lesson/v1"}
+    assert "rank 1 of 2: pid" in (run.place / "log.txt").read_bytes().decode()
     assert_servable(inputs, run)
 
 
@@ -141,10 +144,10 @@ def assert_servable(cluster: TestCluster, run: RunFolder) -> None:
 
 
 def test_an_error_of_the_engine_arrives_as_one_line(inputs: TestCluster, tmp_path: Path):
-    wrong = LESSON | {"name": "wrong", "llamafactory": LESSON["llamafactory"] | {"do_predict": True}}
+    wrong = LESSON | {"name": "wrong", "llamafactory": LESSON["llamafactory"] | {"learning_rate": -1.0}}
     job = submit(inputs, write(tmp_path / "wrong.yaml", wrong))
     output = output_of(job)
-    error = "ValueError: Please enable `predict_with_generate` to save model predictions."
+    error = "ValueError: Invalid learning rate: -1.0"
     assert job.returncode == 1
     result = inputs.store.run("wrong").result()
     # All ranks fail of it; which one Ray Train hears of first is chance.

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.gpu_products import gpus_by_product
 from runtime.core.config import load_spec
 from runtime.core.errors import ConfigError
 from storage.store import Store
-from train_jobs.plan import TrainPlan, plan_train
+from train_jobs.elastic import accumulation_for, worker_counts
+from train_jobs.plan import TrainPlan, plan_train, resolve
 from train_jobs.spec import TrainSpec
 
 TWO_CPUS = {"CPU": 2.0}
+EXAMPLES = Path(__file__).parents[2] / "examples" / "train"
 
 
 def plan(spec: dict[str, Any], store: Store, cluster: dict[str, float] | None = None) -> TrainPlan:
@@ -187,3 +192,174 @@ def test_a_cluster_that_is_not_known_refuses_nothing_for_its_size(spec: dict[str
     spec["scaling"] = {"num_workers": 64, "cpus_per_worker": 4, "gpus_per_worker": 1}
     planned = plan_train(load_spec(TrainSpec, spec), store=store)
     assert planned.resources_per_worker == {"CPU": 4, "GPU": 1}
+
+
+def adapter(store: Store, folder: Path, name: str) -> None:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    store.publish_model(folder, name, kind="adapter", base="tiny-base/v1")
+
+
+def test_every_model_that_a_recipe_names_is_looked_up(spec: dict[str, Any], store: Store, tmp_path: Path):
+    adapter(store, tmp_path / "adapter", "first")
+    store.add_dataset(
+        "pairs", [{"instruction": "?", "chosen": "yes", "rejected": "no"}], info={"ranking": True}
+    )
+    spec["dataset"] = "pairs"
+    spec["llamafactory"] |= {
+        "stage": "dpo",
+        "finetuning_type": "lora",
+        "adapter_name_or_path": "first",
+        "ref_model": "tiny-base",
+        "ref_model_adapters": "first/v1",
+    }
+    planned = plan(spec, store)
+    assert planned.models == {
+        "adapter_name_or_path": ["first/v1"],
+        "ref_model": ["tiny-base/v1"],
+        "ref_model_adapters": ["first/v1"],
+    }
+    assert planned.adapters == ["first/v1"]
+    spec["llamafactory"] |= {"ref_model": "first", "adapter_name_or_path": "first,tiny-base"}
+    assert "adapter_name_or_path is 'tiny-base/v1', which is a full model and no adapter" in refusal(
+        spec, store
+    )
+    spec["llamafactory"]["adapter_name_or_path"] = "first"
+    assert "llamafactory.ref_model is 'first/v1', an adapter over tiny-base/v1." in refusal(spec, store)
+
+
+def test_a_reference_that_the_stage_does_not_read_is_not_fetched(spec: dict[str, Any], store: Store):
+    spec["llamafactory"]["ref_model"] = "tiny-base"
+    planned = plan(spec, store)
+    assert planned.models == {}
+    assert any("has no reference model: it is not loaded" in note for note in planned.notes)
+
+
+def test_the_seeds_own_deepspeed_config_plans_and_says_what_it_changes(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base = tmp_path / "seed-base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    store.publish_model(base, "docstrings-base")
+    monkeypatch.chdir(EXAMPLES.parents[1])
+    config = json.loads((EXAMPLES / "seed_ds_config.json").read_text())
+    assert (config["train_batch_size"], config["gradient_accumulation_steps"]) == (16, 4)
+    spec = resolve(load_spec(TrainSpec, EXAMPLES / "sft_seed_ds_config.yaml"))
+    planned = plan_train(spec, store=store, cluster_resources=TWO_CPUS)
+    recipe = planned.llamafactory
+    assert (recipe["per_device_train_batch_size"], recipe["gradient_accumulation_steps"]) == (2, 4)
+    assert (recipe["bf16"], "fp16" in recipe) == (True, False)
+    assert planned.deepspeed is not None
+    assert planned.deepspeed["train_batch_size"] == planned.deepspeed["bf16"]["enabled"] == "auto"
+    assert planned.deepspeed["zero_optimization"] == config["zero_optimization"]
+    told = "\n".join(planned.notes)
+    for said in ("becomes 2, from deepspeed.train_batch_size 16", "fp16 becomes bf16", "moves nothing"):
+        assert said in told
+    on_gpus = spec.model_copy(update={"scaling": load_spec(type(spec.scaling), {"num_workers": 2})})
+    planned = plan_train(on_gpus, store=store, cluster_resources={"CPU": 4, "GPU": 2})
+    assert (planned.llamafactory["fp16"], "bf16" in planned.llamafactory) == (True, False)
+
+
+def test_a_conflict_of_deepspeed_and_recipe_is_refused_in_the_plan(spec: dict[str, Any], store: Store):
+    spec["llamafactory"] |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    spec["deepspeed"] = {"train_batch_size": 8}
+    assert "deepspeed.train_batch_size: is 8, but num_workers 2 x per_device" in refusal(spec, store)
+
+
+def test_fp16_without_deepspeed_becomes_bf16_on_a_cpu_too(spec: dict[str, Any], store: Store):
+    spec["llamafactory"]["fp16"] = True
+    planned = plan(spec, store)
+    assert (planned.llamafactory["bf16"], "fp16" in planned.llamafactory) == (True, False)
+    assert planned.notes == ["fp16 becomes bf16: on CPU there is no mixed precision in fp16."]
+
+
+def test_what_a_recipe_cannot_do_is_refused_in_the_plan(spec: dict[str, Any], store: Store):
+    spec["llamafactory"] |= {"stage": "dpo", "quantization_bit": 4}
+    message = refusal(spec | {"merge": True}, store)
+    assert "dataset: 'docstrings' does not fit llamafactory.stage 'dpo'" in message
+    assert "llamafactory.quantization_bit: is 4, but bnb needs a GPU" in message
+    assert "merge: is True, but llamafactory.finetuning_type is 'full'" in message
+
+
+def test_an_evaluation_reads_its_own_rows_only(spec: dict[str, Any], store: Store):
+    store.add_dataset("exam", [{"instruction": "?", "output": "!"}])
+    spec["llamafactory"] |= {"do_train": False, "do_eval": True, "eval_dataset": "exam"}
+    planned = plan(spec, store)
+    assert ("dataset" in planned.llamafactory, list(planned.dataset_info)) == (False, ["exam"])
+
+
+def test_an_elastic_run_says_which_sizes_keep_the_global_batch(spec: dict[str, Any], store: Store):
+    spec["scaling"] = {"num_workers": [3, 8], "cpus_per_worker": 0.1}
+    planned = plan(spec, store)
+    assert (worker_counts(planned), accumulation_for(planned, 4)) == ([4, 8], 2)
+    assert planned.notes == [
+        "scaling.num_workers: is [3, 8]: the run has 4, 8 workers at a time; others do not divide the "
+        "global batch of 8 micro batches."
+    ]
+    with pytest.raises(ConfigError, match=r"scaling.num_workers: is 3, .* which 3 does not divide"):
+        accumulation_for(planned, 3)
+    spec["llamafactory"]["gradient_accumulation_steps"] = 105
+    assert worker_counts(plan(spec, store)) == [3, 4, 5, 6, 7, 8]
+
+
+def test_an_elastic_run_that_could_never_change_its_size_is_refused(spec: dict[str, Any], store: Store):
+    spec["scaling"] = {"num_workers": [5, 8], "cpus_per_worker": 0.1}
+    assert (
+        "scaling.num_workers: is [5, 8], but only 8 is possible: others do not divide the global batch of 8 "
+        "micro batches. Raise llamafactory.gradient_accumulation_steps, or write num_workers: 8."
+    ) in refusal(spec, store)
+
+
+def test_an_elastic_run_takes_its_batch_from_deepspeed_for_the_largest_size(
+    spec: dict[str, Any], store: Store
+):
+    spec["scaling"] = {"num_workers": [2, 4], "cpus_per_worker": 0.1}
+    spec["deepspeed"] = {"train_batch_size": 48, "train_micro_batch_size_per_gpu": 2}
+    planned = plan(spec, store)
+    assert planned.llamafactory["gradient_accumulation_steps"] == 6
+    assert {size: accumulation_for(planned, size) for size in worker_counts(planned)} == {2: 12, 3: 8, 4: 6}
+
+
+def on_gpus(spec: dict[str, Any], store: Store, products: dict[str, float], **scaling: Any) -> TrainPlan:
+    scaled = spec | {"scaling": {"num_workers": 4, "gpus_per_worker": 1} | scaling}
+    cluster = {"CPU": 64.0, "GPU": sum(products.values())}
+    return plan_train(
+        load_spec(TrainSpec, scaled), store=store, cluster_resources=cluster, accelerators=products
+    )
+
+
+def test_the_workers_of_one_job_are_on_one_product_of_gpu(spec: dict[str, Any], store: Store):
+    planned = on_gpus(spec, store, {"L4": 4.0, "A100": 8.0})
+    assert planned.accelerator_type == "A100"
+    assert "scaling.accelerator_type is A100: all workers are on one product of GPU." in planned.notes
+    assert on_gpus(spec, store, {"L4": 4.0, "A100": 8.0}, accelerator_type="L4").accelerator_type == "L4"
+    assert on_gpus(spec, store, {"L4": 4.0, "A100": 8.0}, accelerator_type="any").accelerator_type is None
+    assert on_gpus(spec, store, {"A100": 8.0}).accelerator_type is None
+
+
+def test_no_product_with_room_for_all_workers_is_refused_with_what_there_is(
+    spec: dict[str, Any], store: Store
+):
+    with pytest.raises(
+        ConfigError, match=r"is 4 GPUs, and no product .* \(2 A100, 3 L4\).*accelerator_type: any"
+    ):
+        on_gpus(spec, store, {"L4": 3.0, "A100": 2.0})
+    assert on_gpus(spec, store, {"L4": 3.0, "A100": 2.0}, accelerator_type="any").num_workers == 4
+
+
+def test_a_product_that_the_cluster_does_not_have_is_refused(spec: dict[str, Any], store: Store):
+    with pytest.raises(
+        ConfigError, match=r"accelerator_type: is 'A10', which .* not have. Did you mean 'A100'\?"
+    ):
+        on_gpus(spec, store, {"A100": 8.0}, accelerator_type="A10")
+
+
+def test_gpus_are_counted_by_product_over_all_nodes():
+    nodes = [
+        {"CPU": 8.0, "GPU": 4.0, "accelerator_type:A100": 1.0},
+        {"CPU": 8.0, "GPU": 4.0, "accelerator_type:A100": 1.0},
+        {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0},
+        {"CPU": 8.0},
+    ]
+    assert gpus_by_product(nodes) == {"A100": 8.0, "L4": 1.0}

@@ -37,7 +37,7 @@ def test_a_field_that_does_not_exist_is_refused_with_the_nearest_one(spec: dict[
 
 def test_a_worker_count_of_zero_is_refused_with_its_value(spec: dict[str, Any]):
     spec["scaling"] = {"num_workers": 0}
-    with pytest.raises(ConfigError, match=r"scaling\.num_workers: is 0: .*greater than or equal to 1"):
+    with pytest.raises(ConfigError, match=r"scaling\.num_workers: is 0\. Give a number from 1 on"):
         load_spec(TrainSpec, spec)
 
 
@@ -58,6 +58,8 @@ def test_a_deepspeed_file_and_a_relative_folder_are_resolved_before_the_spec_tra
 ):
     monkeypatch.chdir(tmp_path)
     Path("my.json").write_text('{"zero_optimization": {"stage": 1}}')
+    spec["llamafactory"]["adapter_name_or_path"] = "first/v1,./second"
     resolved = resolve(load_spec(TrainSpec, spec | {"deepspeed": "my.json", "model": "./folder"}))
+    assert resolved.llamafactory["adapter_name_or_path"] == f"first/v1,{tmp_path}/second"
     assert resolved.deepspeed == {"zero_optimization": {"stage": 1}}
     assert resolved.model == str(tmp_path / "folder")

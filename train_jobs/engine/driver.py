@@ -1,4 +1,4 @@
-"""The driver of one run: starts Ray Train, waits, and says how it ended.
+"""The driver of one run: takes it up with Ray Train as often as it takes, and says how it ended.
 
 python -m train_jobs.engine.driver RUN_URI      # in the train environment; `train_jobs run` does it
 """
@@ -6,105 +6,130 @@ python -m train_jobs.engine.driver RUN_URI      # in the train environment; `tra
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster import environments
 from runtime.core.config import load_spec
-from runtime.core.errors import RunFailed
+from runtime.core.errors import RunFailed, StorageError
 from storage.location import locate
 from storage.runs import RunFolder, run_at
-from train_jobs.engine.failure import reason
+from train_jobs.engine.attempts import ELASTIC_START_S, Attempts
+from train_jobs.engine.failure import Failure, failure
 from train_jobs.plan import TrainPlan
 
 
-def train_loop(config: dict[str, Any]) -> None:
-    """Runs in every worker. LLaMA-Factory is imported there only: the driver would take 5 s for nothing."""
-    from train_jobs.engine import worker
-
-    worker.train_loop(config)
-
-
-def trainer(plan: TrainPlan, scratch: Path) -> TorchTrainer:
-    """Ray Train's trainer for a plan.
-
-    Args:
-        scratch: For Ray Train's own notes. Checkpoints go to the store by our own commit.
-    """
-    return TorchTrainer(
-        train_loop,
-        train_loop_config={"plan": plan.to_json()},
-        torch_config=TorchConfig(backend="nccl" if plan.use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=plan.num_workers,
-            use_gpu=plan.use_gpu,
-            resources_per_worker=plan.resources_per_worker,
-        ),
-        run_config=RunConfig(name="train", storage_path=str(scratch)),
-    )
-
-
-def run(folder: RunFolder) -> dict[str, Any]:
+def run(folder: RunFolder) -> dict[str, Any] | None:
     """Train, and write ``result.json``; the workers publish.
 
     Returns:
-        The result: ``{"status": "succeeded", "model": ...}`` or ``{"status": "failed", "error": ...}``.
+        The result: ``{"status": "succeeded", "model": ...}``, ``{"status": "failed", "error": ...}`` or
+        ``{"status": "stopped", "error": ...}``; None where another driver has taken up the run.
     """
+    driver = secrets.token_hex(8)
     try:
         plan = load_spec(TrainPlan, folder.plan())
-        _connect(plan)
-        with tempfile.TemporaryDirectory(prefix="tandem-train-") as scratch:
-            trainer(plan, Path(scratch)).fit()
-        result = {"status": "succeeded", **folder.output()}
+        # From here on the workers of an earlier driver find that the run is not theirs any more.
+        folder.update_record(driver=driver, waiting=None)
+        _connect(plan, folder)
+        ended = Attempts(folder, plan, driver).until_end()
     except Exception as error:  # whatever it is, the run must say that it failed, and why
-        result = {"status": "failed", "error": reason(error)}
+        ended = failure(error)
+    if isinstance(ended, Failure) and ended.superseded:
+        return None
+    result = _result(folder, ended)
     folder.write_result(result)
     return result
 
 
-def _connect(plan: TrainPlan) -> None:
+def _result(folder: RunFolder, ended: Failure | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(ended, Failure):
+        return {"status": "failed", "error": ended.reason}
+    if ended["ended"] == "succeeded":
+        return {"status": "succeeded", **folder.output()}
+    return {
+        "status": "stopped",
+        "error": f"{ended['reason']}, with a checkpoint at step {ended['step']}",
+        "step": ended["step"],
+    }
+
+
+def _connect(plan: TrainPlan, folder: RunFolder) -> None:
     # The cluster was started from the core environment: workers start from this one's interpreter instead.
     # Ours wins over what `ray job submit --runtime-env` says about the same keys.
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
+    # How long Ray Train waits for room; its default of 60 s is less than a queue or a new node takes.
+    elastic = plan.min_workers < plan.max_workers
+    timeout_s = (
+        min(ELASTIC_START_S, plan.failure.start_timeout_s) if elastic else plan.failure.start_timeout_s
+    )
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(timeout_s)
     env_vars = environments.process_env("train") | plan.env_vars
     address = os.environ.get("RAY_ADDRESS")
     if address:
         # Ray Train's own actors look for the cluster again, and fail where a machine runs two of them.
         env_vars["RAY_ADDRESS"] = address
     ray.init(address=address or "auto", runtime_env={"py_executable": sys.executable, "env_vars": env_vars})
-    # `ray job stop` sends SIGTERM: leave in order, without the stack dump of Ray's own handler.
-    signal.signal(signal.SIGTERM, _stopped)
+    # `ray job stop` sends SIGTERM, and gives a job so long to leave as RAY_JOB_STOP_WAIT_TIME_S says.
+    signal.signal(signal.SIGTERM, lambda signum, frame: _leave(folder))
 
 
-def _stopped(signum: int, frame: object) -> None:
-    print("stopped before its end (SIGTERM)", file=sys.stderr, flush=True)
-    sys.exit(128 + signum)
+def _leave(folder: RunFolder) -> None:
+    """What SIGTERM means: end with a checkpoint; at once where it is written already how the run ended."""
+    if folder.result() is not None:
+        os._exit(128 + signal.SIGTERM)
+    if folder.stop_request() is None:
+        folder.request_stop("stopped by SIGTERM")
 
 
 def main() -> int:
-    """Exit code 0 when the run succeeded, 1 when it failed."""
+    """Exit code 0 when the run succeeded, 1 when it did not."""
     folder = run_at(locate(sys.argv[1]))
     result = run(folder)
+    if result is None:
+        ray.shutdown()
+        print(f"run {folder.run_id}: another driver has taken it up; this one leaves it alone", flush=True)
+        return 1
+    log = _job_log(folder)
     # Ray prints the rest of the workers' lines now, so that ours is the last one.
     ray.shutdown()
+    ending = _ending(folder, result)
+    print(ending, file=sys.stdout if result["status"] == "succeeded" else sys.stderr, flush=True)
+    _keep_log(folder, log)
+    return 0 if result["status"] == "succeeded" else 1
+
+
+def _ending(folder: RunFolder, result: dict[str, Any]) -> str:
     if result["status"] == "succeeded":
-        print(f"run {folder.run_id} succeeded: {result['model'] or folder.place / 'output'}", flush=True)
-        return 0
-    failed = RunFailed(folder.run_id, result["error"], _log(folder))
-    print(failed, file=sys.stderr, flush=True)
-    return failed.exit_code
-
-
-def _log(folder: RunFolder) -> str:
+        return f"run {folder.run_id} succeeded: {result['model'] or folder.place / 'output'}"
+    if result["status"] == "stopped":
+        return f"run {folder.run_id} {result['error']}. Go on with: tandem train --resume {folder.run_id}"
     submission_id = folder.record().get("submission_id")
-    return f"ray job logs {submission_id}" if submission_id else "the lines above"
+    log = f"ray job logs {submission_id}" if submission_id else "the lines above"
+    return str(RunFailed(folder.run_id, result["error"], log))
+
+
+def _job_log(folder: RunFolder) -> Path | None:
+    """The file to which Ray's job API writes what this process prints; None outside of it."""
+    submission_id = folder.record().get("submission_id")
+    node = ray._private.worker._global_node
+    file = Path(node.get_logs_dir_path()) / f"job-driver-{submission_id}.log" if node else None
+    return file if file and file.exists() else None
+
+
+def _keep_log(folder: RunFolder, log: Path | None) -> None:
+    """The log outlives the cluster. A store that does not take it costs the log and nothing else."""
+    if log is None:
+        return
+    try:
+        (folder.place / "log.txt").write_bytes(log.read_bytes())
+    except StorageError as error:
+        print(f"the log was not kept with the run: {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,68 +6,136 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import deepspeed
-import ray.train
+import ray
+import torch.distributed as dist
 from llamafactory.train.tuner import run_exp
 from transformers import TrainerCallback
 
 from runtime.core.config import load_spec
-from runtime.core.errors import StorageError
-from runtime.core.places import cache_root
 from storage.cache import cached, wanted_of
-from storage.commit import commit_folder, now, remove_committed
 from storage.datasets import Dataset
 from storage.location import locate
-from storage.manifest import OutputManifest
 from storage.models import ModelVersion
-from storage.runs import RunFolder, run_at
+from storage.runs import Checkpoint, RunFolder, run_at
 from storage.store import Store, open_store
-from train_jobs.engine.callbacks import MetricsCallback
-from train_jobs.engine.checkpoints import CheckpointCallback
+from train_jobs.elastic import accumulation_for
+from train_jobs.engine.callbacks import MetricsCallback, NanCallback
+from train_jobs.engine.checkpoints import CheckpointCallback, last_checkpoint
+from train_jobs.engine.faults import classified
+from train_jobs.engine.handing_in import hand_in
+from train_jobs.engine.ops import ensure_ops
+from train_jobs.engine.orders import Left, Orders, listen_for_sigterm
+from train_jobs.engine.universal import converted, mend_engines, needs_conversion
 from train_jobs.plan import TrainPlan
 
-MODEL_FILES = (
-    "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.model", "*.tiktoken",
-    "config.json", "generation_config.json", "adapter_config.json", "tokenizer*.json", "vocab.json",
-    "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "*preprocessor_config.json", "processor_config.json", "*.py",
-)  # fmt: skip
-"""What of the trainer's output is the model. Not: ``training_args.bin``, its own logs, plots and states."""
 
-_NOT_MODEL_FILES = {"training_args.bin", "optimizer.bin", "scheduler.bin"}
+@dataclass(frozen=True)
+class Attempt:
+    """What the driver says of this attempt."""
+
+    number: int
+    """From 1 on."""
+    driver: str
+    """The random mark of the driver whose attempt it is."""
+    failed_at: float | None
+    """When the attempt before was lost, in seconds since 1970; None where none was."""
 
 
-def train_loop(config: dict[str, Any]) -> None:
-    """Train as the plan says, and publish. Runs in every worker; raises what LLaMA-Factory raises.
+def train_loop(config: dict[str, Any]) -> dict[str, Any]:
+    """Train as the plan says, and publish. Runs in every worker.
 
     Args:
-        config: ``{"plan": <TrainPlan as JSON>}``.
+        config: ``{"plan": <TrainPlan as JSON>, "attempt": <fields of Attempt>}``.
+
+    Returns:
+        ``{"ended": "succeeded"}``, or ``stopped``, ``preempted``, ``resized`` with ``reason`` and ``step``: a
+        checkpoint of that step is committed.
+
+    Raises:
+        Fault: what it failed of, in one line.
     """
-    plan = load_spec(TrainPlan, json.loads(config["plan"]))
+    try:
+        listen_for_sigterm()
+        plan = load_spec(TrainPlan, json.loads(config["plan"]))
+        return train(plan, Attempt(**config["attempt"]), node=ray.get_runtime_context().get_node_id())
+    except Left as left:
+        return {"ended": left.stop.ended, "reason": left.stop.reason, "step": left.step}
+    except Exception as error:
+        raise classified(error) from error
+
+
+def train(plan: TrainPlan, attempt: Attempt, *, node: str) -> dict[str, Any]:
+    """One rank's part, in a process group that exists. Knows nothing of Ray Train.
+
+    Args:
+        node: Which node this is: the ranks of one node share what is converted there.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    # `tandem logs --rank` finds a rank's lines by its process.
+    print(f"rank {rank} of {world_size}: pid {os.getpid()} on {socket.gethostname()}", flush=True)
     run = run_at(locate(str(plan.run_uri)))
     store = open_store(plan.store_uri)
-    rank = ray.train.get_context().get_world_rank()
     # LLaMA-Factory's launcher and its reading of USE_RAY would start a Ray job inside this one.
     os.environ.pop("USE_RAY", None)
+    mend_engines()
     if plan.deepspeed is not None:
-        _init_deepspeed(use_gpu=plan.use_gpu)
+        _init_deepspeed(plan)
     with ExitStack() as stack:
         scratch = stack.enter_context(_scratch(run.run_id, rank))
+        orders = stack.enter_context(closing(Orders(run, attempt.driver, rank=rank, world_size=world_size)))
         metrics = stack.enter_context(closing(run.metrics_log())) if rank == 0 else None
-        callbacks: list[TrainerCallback] = [MetricsCallback(metrics)] if metrics else []
-        callbacks.append(CheckpointCallback(run, metrics))
-        run_exp(_arguments(plan, store, run, scratch, stack), callbacks)
+        checkpoints = CheckpointCallback(plan, run, scratch / "leaving", orders, metrics)
+        callbacks: list[TrainerCallback] = [NanCallback(), checkpoints]
+        if metrics:
+            first_step = _FirstStep(run, attempt)
+            callbacks.append(
+                MetricsCallback(
+                    metrics,
+                    run.run_id,
+                    world_size=world_size,
+                    take_stall_s=checkpoints.take_stall_s,
+                    on_first_step=first_step,
+                )
+            )
+        arguments = _arguments(plan, store, run, scratch, stack, orders, node)
+        run_exp(dict(arguments), callbacks)
+        checkpoints.finish()
         if rank == 0:
-            hand_in(plan, store, run, model_only(scratch / "output", scratch / "model"))
+            orders.check_owner()
+            hand_in(plan, store, run, arguments, scratch / "output", scratch)
+    return {"ended": "succeeded"}
+
+
+class _FirstStep:
+    """Says in the run when this attempt's first step was done, and how long the recovery took."""
+
+    def __init__(self, run: RunFolder, attempt: Attempt) -> None:
+        self._run, self._attempt = run, attempt
+
+    def __call__(self) -> None:
+        now_s = time.time()
+        said = {"first_step_at": now_s}
+        if self._attempt.failed_at is not None:
+            said["recovery_s"] = round(now_s - self._attempt.failed_at, 2)
+        self._run.write_attempt(self._attempt.number, "first-step", **said)
 
 
 def _arguments(
-    plan: TrainPlan, store: Store, run: RunFolder, scratch: Path, stack: ExitStack
+    plan: TrainPlan,
+    store: Store,
+    run: RunFolder,
+    scratch: Path,
+    stack: ExitStack,
+    orders: Orders,
+    node: str,
 ) -> dict[str, Any]:
     """The plan's arguments with the paths of this node; what they name stays until ``stack`` ends."""
 
@@ -78,17 +146,19 @@ def _arguments(
     dataset_dir.mkdir()
     info = {name: _located(entry, store.dataset(name), stack) for name, entry in plan.dataset_info.items()}
     (dataset_dir / "dataset_info.json").write_text(json.dumps(info))
-    adapters = [fetched(store.model(ref)) for ref in plan.adapters]
+    named = {name: ",".join(fetched(store.model(ref)) for ref in refs) for name, refs in plan.models.items()}
+    checkpoint, converted_ = _checkpoint(plan, run, scratch, stack, orders, node)
     return (
         plan.llamafactory
-        | ({"adapter_name_or_path": ",".join(adapters)} if adapters else {})
+        | named
         | {
             "model_name_or_path": fetched(store.model(plan.base)),
             # Every rank its own: each sends the files that it wrote itself.
             "output_dir": str(scratch / "output"),
             "dataset_dir": str(dataset_dir),
-            "deepspeed": plan.deepspeed,
-            "resume_from_checkpoint": _last_checkpoint(run, stack),
+            "deepspeed": _deepspeed(plan, load_universal=converted_),
+            "gradient_accumulation_steps": accumulation_for(plan, dist.get_world_size()),
+            "resume_from_checkpoint": checkpoint,
         }
     )
 
@@ -99,23 +169,64 @@ def _located(entry: dict[str, Any], dataset: Dataset, stack: ExitStack) -> dict[
     return entry | {"file_name": str(folder / entry["file_name"])}
 
 
-def _last_checkpoint(run: RunFolder, stack: ExitStack) -> str | None:
-    """The run's last committed checkpoint as a folder of this node, or None at the first attempt."""
-    checkpoints = run.checkpoints()
-    if not checkpoints:
-        return None
-    manifest, place = checkpoints[-1].manifest, checkpoints[-1].place
-    wanted = wanted_of(manifest.files, place / manifest.prefix)
-    return str(stack.enter_context(cached(wanted, label=f"{run.run_id} step {manifest.step}")))
+def _deepspeed(plan: TrainPlan, *, load_universal: bool) -> dict[str, Any] | None:
+    if plan.deepspeed is None or not load_universal:
+        return plan.deepspeed
+    return plan.deepspeed | {"checkpoint": plan.deepspeed.get("checkpoint", {}) | {"load_universal": True}}
 
 
-def _init_deepspeed(*, use_gpu: bool) -> None:
-    if not use_gpu:
+def _checkpoint(
+    plan: TrainPlan, run: RunFolder, scratch: Path, stack: ExitStack, orders: Orders, node: str
+) -> tuple[str | None, bool]:
+    """The run's last committed checkpoint as a folder of this node, and whether it had to be converted.
+
+    None at the first attempt, and where checkpoints hold no optimizer to go on with.
+    """
+    found = last_checkpoint(run)
+    if found is None or plan.llamafactory.get("save_only_model"):
+        return None, False
+    folder = _fetched(run, found, stack)
+    if plan.deepspeed is None or not needs_conversion(folder, dist.get_world_size()):
+        return str(folder), False
+    return str(_converted_once(folder, found, scratch, orders, stack, node)), True
+
+
+def _fetched(run: RunFolder, checkpoint: Checkpoint, stack: ExitStack) -> Path:
+    manifest = checkpoint.manifest
+    wanted = wanted_of(manifest.files, checkpoint.place / manifest.prefix)
+    return stack.enter_context(cached(wanted, label=f"{run.run_id} step {manifest.step}"))
+
+
+def _converted_once(
+    folder: Path, checkpoint: Checkpoint, scratch: Path, orders: Orders, stack: ExitStack, node: str
+) -> Path:
+    """The checkpoint in DeepSpeed's universal form, made by the first rank of each node for all of it."""
+    made: Path | Exception | None = None
+    # Not Ray Train's local rank: that counts by address, and a machine may run several nodes.
+    if orders.gathered(node).index(node) == dist.get_rank():
+        target = scratch.parent / f"universal-{checkpoint.manifest.step}-{node[:8]}"
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir()
+        stack.callback(shutil.rmtree, target, ignore_errors=True)
+        try:
+            made = converted(folder, target)
+        except Exception as error:  # told to the others, who wait
+            made = error
+    told = orders.gathered((node, made))
+    for _, what in told:
+        if isinstance(what, Exception):
+            raise what
+    return next(what for place, what in told if place == node and isinstance(what, Path))
+
+
+def _init_deepspeed(plan: TrainPlan) -> None:
+    if not plan.use_gpu:
         # DeepSpeed would compile its shared-memory collectives here, for 40 to 170 s. Plain gloo gives the
         # same losses and needs no compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    ensure_ops(plan.deepspeed or {}, use_gpu=plan.use_gpu)
     # Without this call ZeRO-3 takes the world for one process ("train_batch_size is not equal to ...").
-    deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", auto_mpi_discovery=False)
+    deepspeed.init_distributed(dist_backend="nccl" if plan.use_gpu else "gloo", auto_mpi_discovery=False)
 
 
 @contextmanager
@@ -124,57 +235,11 @@ def _scratch(run_id: str, rank: int) -> Iterator[Path]:
     # Ray Train starts a worker in a folder of the Ray session: what a kill leaves goes with the session.
     folder = Path.cwd() / run_id / f"rank-{rank}"
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / "output").mkdir(parents=True)
+    for name in ("output", "leaving"):
+        (folder / name).mkdir(parents=True)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # another rank of this node is still at work
             folder.parent.rmdir()
-
-
-def hand_in(plan: TrainPlan, store: Store, run: RunFolder, folder: Path) -> None:
-    """Publish the model, or keep it with the run where the spec publishes nothing; say which in the run.
-
-    Raises:
-        StorageError: the store takes neither. The model stays on this node, and the message says where.
-    """
-    try:
-        run.write_output(_published(plan, store, run, folder))
-    except StorageError as error:
-        kept = cache_root() / "unpublished" / run.run_id
-        shutil.copytree(folder, kept, dirs_exist_ok=True)
-        raise type(error)(f"{error} The trained model is kept in {kept} on {socket.gethostname()}.") from None
-
-
-def _published(plan: TrainPlan, store: Store, run: RunFolder, folder: Path) -> dict[str, Any]:
-    if plan.publish is None:
-        place = run.place / "output"
-        # Of an earlier attempt of this very run.
-        remove_committed(place)
-        commit_folder(folder, place, OutputManifest(created_at=now()))
-        return {"model": None}
-    last = (run.metrics() or [{}])[-1]
-    version = store.publish_model(
-        folder,
-        plan.publish.name,
-        kind=plan.kind,
-        base=plan.base,
-        base_revision=plan.base_revision,
-        template=plan.template,
-        run=plan.run_id,
-        version=plan.publish.version,
-        llamafactory=plan.llamafactory,
-        metrics={key: value for key, value in last.items() if isinstance(value, int | float)},
-    )
-    return {"model": version.ref}
-
-
-def model_only(source: Path, target: Path) -> Path:
-    """A folder of the model's files, and only those, that can be served as it is. Hard links, no copies."""
-    target.mkdir()
-    found = {file for pattern in MODEL_FILES for file in source.glob(pattern)}
-    for file in sorted(found):
-        if file.name not in _NOT_MODEL_FILES:
-            (target / file.name).hardlink_to(file)
-    return target
