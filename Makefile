@@ -3,7 +3,7 @@ PYTHON ?= python3
 TANDEM := .venv/bin/tandem
 DEV = "$$($(PYTHON) -m cluster.setup --print dev)"
 
-.PHONY: help setup setup-dev demo test test-fast test-all lint pre-commit bench-storage pins check-pins clean
+.PHONY: help setup setup-dev demo test test-fast test-all lint pre-commit bench-storage bench-train pins check-pins clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -19,12 +19,13 @@ demo: setup ## Train, publish, serve and ask a small model; STORE=gs://bucket/pr
 
 test: setup-dev ## Set up, lint and pass every test: the fast ones first, then those with engines
 	@$(MAKE) --no-print-directory lint test-fast
-	@$(DEV) -m pytest -m engine --durations=10
+	@$(DEV) -m pytest -m "engine and not slow" --durations=10
 
 test-fast: setup-dev ## The tests that need no engine
 	@$(DEV) -m pytest -m "not engine" --timeout=120
 
-test-all: test check-pins ## Every test, and every pinned set resolved, the CUDA ones included
+test-all: test check-pins ## Every test, the slow ones too, and every pinned set resolved, the CUDA ones included
+	@$(DEV) -m pytest -m slow --durations=10
 
 lint: setup-dev ## Style, types and import directions
 	@$(DEV) -m ruff check .
@@ -37,6 +38,9 @@ pre-commit: setup-dev ## Run the linters before every commit
 
 bench-storage: setup-dev ## Transfers and the node cache against cp and raw clients, as ratios
 	@$(DEV) benchmarks/storage.py
+
+bench-train: setup-dev ## Training under Tandem against torchrun, as ratios
+	@$(DEV) benchmarks/train.py
 
 pins: ## Compile cluster/pins/*.txt anew from the *.in files
 	@$(PYTHON) -m cluster.setup --compile

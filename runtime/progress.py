@@ -80,7 +80,7 @@ class _News:
 
     def look(self) -> str:
         """What the run does now, in a word or two."""
-        waiting = self._run.folder.record().get("waiting")
+        waiting = self._run.folder.waiting()
         if waiting and waiting != self._waiting:
             self._say(f"waiting for {waiting}")
         self._waiting = waiting

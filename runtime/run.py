@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cluster import jobs, local
@@ -242,8 +241,10 @@ class Run:
         what = f"its last checkpoint is of step {saved[-1]}" if saved else "it has no checkpoint yet"
         result = json.dumps({"status": "stopped", "error": f"{STOP_REASON}; {what}"})
         # Before the job is told: a driver that finds its run ended leaves at once, and saves nothing first.
-        with suppress(Conflict):  # it has ended meanwhile, in its own way
+        try:
             (self.folder.place / "result.json").write_bytes(result.encode(), create_only=True)
+        except Conflict:
+            return  # it has ended meanwhile, in its own way, and that result is not ours to take back
         try:
             jobs.stop(self.dashboard_url(), self.submission_id)
         except ClusterError:

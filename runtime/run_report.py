@@ -33,7 +33,7 @@ def report(run: Run) -> dict[str, Any]:
     ended = described["status"] in ENDED
     return described | {
         "spec": essentials(json.loads(run.folder.spec_json())),
-        "waiting": None if ended else run.folder.record().get("waiting"),
+        "waiting": None if ended else run.folder.waiting(),
         "standing": standing(rows) | ({"remaining_s": 0} if described["status"] == "SUCCEEDED" else {}),
         "checkpoints": [_checkpoint(checkpoint) for checkpoint in run.checkpoints()],
         "attempts": run.attempts(),

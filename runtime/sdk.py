@@ -120,6 +120,7 @@ class Tandem:
             self.store,
             cluster_resources=self.resources(),
             accelerators=accelerators(self.dashboard_url),
+            run=folder,
             go_on_with=num_workers,
         )
         folder.begin_again()
@@ -205,8 +206,6 @@ class Tandem:
             known = [other.name for other in self.apps()]
             raise ConfigError(f"app {name!r} is not deployed. Deployed: {', '.join(known) or 'none'}.")
         return app
-
-    # both
 
     # the store
 

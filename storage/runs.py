@@ -88,8 +88,8 @@ class RunFolder:
 
     def begin_again(self) -> None:
         """Forget how the run ended, and any request to stop it: it goes on."""
-        self.withdraw_stop()
-        (self.place / "result.json").delete()
+        for name in ("stop.json", "leave.json", "result.json"):
+            (self.place / name).delete()
 
     def record(self) -> dict[str, Any]:
         """``run.json``: when the run began and which Ray job it is."""
@@ -130,16 +130,44 @@ class RunFolder:
             ended: What then becomes of the run: ``stopped`` by a person, or taken up again at once because
                 its node is being taken back (``preempted``) or there is room for more workers (``resized``).
         """
-        (self.place / "stop.json").write_json({"reason": reason, "ended": ended, "requested_at": time.time()})
+        # What the cluster asks for never takes the place of what a person asks for.
+        name = "stop.json" if ended == "stopped" else "leave.json"
+        (self.place / name).write_json({"reason": reason, "ended": ended, "requested_at": time.time()})
 
     def stop_request(self) -> Stop | None:
-        """The request that stands, or None."""
-        request = (self.place / "stop.json").read_json()
-        return None if request is None else Stop(reason=str(request["reason"]), ended=request["ended"])
+        """The request that stands, a person's before the cluster's; or None."""
+        for name in ("stop.json", "leave.json"):
+            request = (self.place / name).read_json()
+            if request is not None:
+                return Stop(reason=str(request["reason"]), ended=request["ended"])
+        return None
 
-    def withdraw_stop(self) -> None:
-        """No request stands any longer."""
-        (self.place / "stop.json").delete()
+    def withdraw_leave(self) -> None:
+        """What the cluster asked for is done. A person's request to stop stands."""
+        (self.place / "leave.json").delete()
+
+    def take_up(self, driver: str) -> None:
+        """From now on the run is this driver's; workers of an earlier one find out and leave.
+
+        Args:
+            driver: A random mark.
+        """
+        # Not in run.json: others write there too, and could put an old mark back.
+        (self.place / "driver.json").write_json({"driver": driver, "began_at": time.time()})
+
+    def driver(self) -> str | None:
+        """The mark of the driver whose run it is."""
+        found = (self.place / "driver.json").read_json()
+        return None if found is None else str(found["driver"])
+
+    def set_waiting(self, waiting: str | None) -> None:
+        """Say what the run waits for, such as room on the cluster; None: for nothing."""
+        (self.place / "waiting.json").write_json({"waiting": waiting})
+
+    def waiting(self) -> str | None:
+        """What the run waits for."""
+        found = (self.place / "waiting.json").read_json()
+        return None if found is None else found["waiting"]
 
     def attempts(self) -> list[dict[str, Any]]:
         """Every time that the run was taken up, in order.
@@ -164,6 +192,10 @@ class RunFolder:
     def write_output(self, output: dict[str, Any]) -> None:
         """Say what the training left: ``{"model": "name/v1"}``, or None where it is the folder ``output``."""
         (self.place / "output.json").write_json(output)
+
+    def is_handed_in(self) -> bool:
+        """Whether the training has left what it was for."""
+        return (self.place / "output.json").stat() is not None
 
     def output(self) -> dict[str, Any]:
         """What the training left.

@@ -94,19 +94,27 @@ def _run(options: argparse.Namespace) -> Literal[0]:
     try:
         return _plan_and_go(options, store, given)
     except TandemError as error:
-        # Who made the run folder waits for its result.
-        if given is not None and not options.dry_run:
+        # Who made the run folder waits for its result. Not where this job only meant to take it up.
+        if given is not None and not options.dry_run and _is_ours(given):
             given.write_result({"status": "failed", "error": str(error)})
         raise
 
 
+def _is_ours(run: RunFolder) -> bool:
+    return run.record().get("submission_id") in (None, submission_id())
+
+
 def _plan_and_go(options: argparse.Namespace, store: Store, given: RunFolder | None) -> Literal[0]:
+    if given is not None and (given.result() or {}).get("status") == "succeeded":
+        raise ConfigError(f"run {given.run_id} has succeeded: there is nothing to go on with.")
     source = _source(options, store, given)
     nodes = living_nodes()
     cluster = None if nodes is None else total_resources(nodes)
     products = None if nodes is None else gpus_by_product(nodes)
     go_on_with = options.num_workers if given is not None else None
-    plan = source.plan(store, cluster_resources=cluster, accelerators=products, go_on_with=go_on_with)
+    plan = source.plan(
+        store, cluster_resources=cluster, accelerators=products, run=given, go_on_with=go_on_with
+    )
     if options.dry_run:
         print(plan.to_json())
         return 0

@@ -196,7 +196,7 @@ def plan_train(
         verdict = recipes.judge(recipe, dataset_info or {})
         faults += verdict.faults
         notes += verdict.notes
-    faults += _publish_faults(spec.publish, store)
+    faults += _publish_faults(spec.publish, store, run)
     scaling = (
         spec.scaling if go_on_with is None else spec.scaling.model_copy(update={"num_workers": go_on_with})
     )
@@ -334,11 +334,17 @@ def _dataset_info(spec: TrainSpec, store: Store, new: Mapping[str, Mapping[str, 
     }
 
 
-def _publish_faults(publish: Publish | None, store: Store) -> list[str]:
+def _publish_faults(publish: Publish | None, store: Store, run: RunFolder | None) -> list[str]:
     """A version that is taken: better known now than when the training is done."""
     if publish is None or publish.version is None:
         return []
-    taken = {model.ref for model in store.models(publish.name)}
+    mine = run.run_id if run else None
+    taken = {
+        model.ref
+        for model in store.models(publish.name)
+        # A run that was lost just after it published ends well when it is taken up again.
+        if mine is None or model.manifest is None or model.manifest.run != mine
+    }
     ref = f"{publish.name}/{publish.version}"
     if ref not in taken:
         return []

@@ -34,6 +34,7 @@ class Source:
         *,
         cluster_resources: Mapping[str, float] | None = None,
         accelerators: Mapping[str, float] | None = None,
+        run: RunFolder | None = None,
         go_on_with: int | None = None,
     ) -> TrainPlan:
         """The plan, with the file's notes before its own. Nothing is registered.
@@ -46,6 +47,7 @@ class Source:
             store=store,
             cluster_resources=cluster_resources,
             accelerators=accelerators,
+            run=run,
             go_on_with=go_on_with,
             new_datasets=self.file.new_entries if self.file else None,
             origin=self.origin,

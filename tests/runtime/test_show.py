@@ -55,7 +55,8 @@ def test_the_same_as_json_by_the_run_s_name(tandem: Command, recovered: RunFolde
 
 def test_a_run_that_has_just_begun_is_shown_too(tandem: Command, make_run: MakeRun):
     run = make_run(deepspeed={"zero_optimization": {"stage": 2}})
-    run.update_record(waiting="room for 2 workers; 1 would fit", dashboard_url="http://192.0.2.1:1")
+    run.set_waiting("room for 2 workers; 1 would fit")
+    run.update_record(dashboard_url="http://192.0.2.1:1")
     run.write_result({"status": "failed", "error": "not submitted: the cluster is away"})
     shown = tandem("runs", "show", run.run_id).stdout
     assert "not submitted: the cluster is away" in shown
@@ -112,7 +113,8 @@ def test_a_picture_for_the_screen_has_the_newest_rows_only(recovered: RunFolder)
 
 def test_the_bar_tells_of_waiting_and_of_recoveries(make_run: MakeRun):
     run = make_run()
-    run.update_record(dashboard_url="http://localhost:9", waiting="room for 2 workers; 1 would fit")
+    run.set_waiting("room for 2 workers; 1 would fit")
+    run.update_record(dashboard_url="http://localhost:9")
     run.write_attempt(1, "began", attempt=1, began_at=BEGAN_AT, num_workers=2, from_step=0)
     drawn = io.StringIO()
     ended: list[Exception] = []
@@ -126,7 +128,7 @@ def test_the_bar_tells_of_waiting_and_of_recoveries(make_run: MakeRun):
     thread = threading.Thread(target=watched)
     thread.start()
     wait_for(lambda: "waiting for room for 2 workers; 1 would fit" in drawn.getvalue(), "the waiting", 20)
-    run.update_record(waiting=None)
+    run.set_waiting(None)
     run.write_attempt(1, "first-step", first_step_at=BEGAN_AT + 1)
     run.write_attempt(1, "ended", ended="failed", ended_at=BEGAN_AT + 9, reason="a node was lost", step=4)
     wait_for(lambda: "recovering" in drawn.getvalue(), "the loss", 20)

@@ -92,6 +92,7 @@ def test_each_trial_is_a_run_with_its_own_values_and_the_lowest_last_loss_is_the
     wait_for(lambda: not trial_processes(), "the trials' processes are gone")
 
 
+@pytest.mark.slow
 def test_asha_stops_the_run_of_a_poor_trial_and_the_good_one_trains_to_its_end(tandem: Tandem):
     train = TRAIN | {"llamafactory": TRAIN["llamafactory"] | {"max_steps": 400, "max_samples": 400}}
     spec = {

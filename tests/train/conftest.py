@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from storage.store import Store, open_store
+from tests.train import forked
 
 
 @pytest.fixture
@@ -37,3 +39,10 @@ def spec() -> dict[str, Any]:
         },
         "scaling": {"num_workers": 2},
     }
+
+
+@pytest.fixture(scope="session")
+def trainings(home: Path) -> Iterator[forked.Trainings]:
+    """Real trainings without Ray; the engine is imported once for all."""
+    with forked.trainings(home) as running:
+        yield running

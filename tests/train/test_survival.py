@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from cluster import local
 from runtime.core.errors import ConfigError
 from runtime.demo import add_demo_inputs
 from runtime.sdk import Tandem
@@ -88,7 +92,7 @@ def test_a_run_that_loses_a_worker_a_driver_and_its_node_ends_with_the_very_weig
         tandem.resume(rough.run_id)
 
 
-def test_an_elastic_run_goes_on_with_fewer_workers_when_a_node_dies_and_with_more_when_one_joins(
+def test_an_elastic_run_goes_on_with_fewer_workers_when_a_node_goes_and_with_more_when_one_joins(
     inputs: TestCluster, tmp_path: Path
 ):
     scaling = {
@@ -107,12 +111,17 @@ def test_an_elastic_run_goes_on_with_fewer_workers_when_a_node_dies_and_with_mor
         alone = began(run, 2)
         assert alone["num_workers"] == 1
         assert alone["from_step"] >= 10
-    with node(inputs, tmp_path / "second.log", num_cpus=1):
+    with node(inputs, tmp_path / "second.log", num_cpus=1) as second:
         together = began(run, 3)
         assert together["num_workers"] == 2
         # No step was lost: it was told to save, and saved at the end of the step.
         assert run.folder.attempts()[1]["ended"] == "resized"
         assert together["from_step"] == run.folder.attempts()[1]["step"]
+        # As a cloud takes back a machine: Ray drains the node, and its processes have a while to leave.
+        second.send_signal(signal.SIGTERM)
+        assert began(run, 4)["num_workers"] == 1
+        noticed = run.folder.attempts()[2]
+        assert (noticed["ended"], noticed["reason"][-20:]) == ("preempted", " is being taken back")
         assert run.stop()
         assert ended(run) == "STOPPED"
     done = steps(run)
@@ -127,8 +136,9 @@ def test_a_stopped_run_keeps_a_checkpoint_and_is_resumed_with_another_number_of_
     inputs: TestCluster,
 ):
     tandem = inputs.tandem()
-    run = tandem.train(lesson("halves", LONG))
+    run = tandem.train(lesson("halves", LONG | {"report_to": "tensorboard"}))
     began(run, 1)
+    wait_for(lambda: f'ray_tandem_train_loss{{run="{run.run_id}"}}' in prometheus(), "the loss is exported")
     assert run.stop()
     assert ended(run) == "STOPPED"
     stopped_at = run.folder.checkpoints()[-1].manifest.step
@@ -141,9 +151,19 @@ def test_a_stopped_run_keeps_a_checkpoint_and_is_resumed_with_another_number_of_
     assert ended(again) == "SUCCEEDED", again.error
     assert [attempt["num_workers"] for attempt in again.folder.attempts()] == [2, 1]
     assert steps(again) == list(range(1, 121))
+    assert sorted(place.name for place in Path(run.uri).glob("tensorboard/*")) == ["attempt-1", "attempt-2"]
     # As far as 16-bit sums in another order allow.
     after = [line["loss"] for line in again.folder.metrics() if line["step"] > stopped_at]
     assert after[-1] < 0.7 * max(after[0], 2.0)
+
+
+def prometheus() -> str:
+    """What all of Ray's metrics endpoints say, with no label but the run's."""
+    running = local.current()
+    assert running is not None
+    found = json.loads((Path(running.temp_dir) / "prom_metrics_service_discovery.json").read_text())
+    texts = [httpx.get(f"http://{target}/metrics").text for group in found for target in group["targets"]]
+    return re.sub(r"\{.*?(run=\"[^\"]*\").*?\}", r"{\1}", "\n".join(texts))
 
 
 def test_faults_that_would_come_again_end_the_run_with_their_reason_and_keep_the_last_checkpoint(
@@ -176,7 +196,7 @@ def test_faults_that_would_come_again_end_the_run_with_their_reason_and_keep_the
 def test_workers_whose_run_another_driver_has_taken_up_leave_it_alone(inputs: TestCluster):
     run = inputs.tandem().train(lesson("taken", LONG | {"max_steps": 2000, "save_steps": 1000}))
     began(run, 1)
-    run.folder.update_record(driver="somebody else")
+    run.folder.take_up("somebody else")
     wait_for(lambda: not workers(), "the workers have left")
     assert run.folder.result() is None
     assert run.folder.checkpoints() == []

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 import time
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray._private.state import actors
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from runtime.core.errors import StorageError
-from runtime.core.log import get_logger
 from storage.runs import RunFolder
 from train_jobs.elastic import worker_counts
 from train_jobs.engine import room
 from train_jobs.engine.failure import Failure, failure
+from train_jobs.engine.watch import Watch
 from train_jobs.plan import TrainPlan
-
-_log = get_logger(__name__)
 
 _POLL_S = 1.0
 _SETTLE_S = 5.0
@@ -48,6 +42,7 @@ class Attempts:
         self._number = len(folder.attempts())
         self._failures = 0
         self._failed_at: float | None = None
+        self._waiting_since_s: float | None = None
 
     def until_end(self) -> Failure | dict[str, Any]:
         """Take the run up until it has succeeded, was stopped by a person, or cannot go on.
@@ -57,6 +52,8 @@ class Attempts:
         """
         while True:
             ended = self._once()
+            if not (isinstance(ended, Failure) and ended.no_room):
+                self._waiting_since_s = None
             if isinstance(ended, dict):
                 if ended["ended"] in ("succeeded", "stopped"):
                     return ended
@@ -69,6 +66,8 @@ class Attempts:
             if asked and asked.ended == "stopped" and not ended.superseded:
                 # Lost while it was leaving: the last checkpoint is what there is.
                 return {"ended": "stopped", "reason": asked.reason, "step": self._step()}
+            if ended.no_room and self._gave_up_waiting():
+                return ended
             self._failures += not ended.no_room
             limit = self._plan.failure.max_failures
             if not ended.retry or (limit >= 0 and self._failures > limit):
@@ -81,16 +80,17 @@ class Attempts:
 
     def _once(self) -> Failure | dict[str, Any]:
         """One attempt, with as many workers as there is room for; what it ended with stands in the run."""
+        if self._folder.driver() != self._driver:
+            return Failure("another driver has taken up this run", superseded=True)
+        if self._folder.is_handed_in():
+            # The attempt before was lost after its work was done.
+            return {"ended": "succeeded"}
         asked = self._folder.stop_request()
         if asked and asked.ended == "stopped":
             return {"ended": "stopped", "reason": asked.reason, "step": self._step()}
-        self._folder.withdraw_stop()
-        try:
-            workers = self._workers()
-        except TimeoutError as error:
-            return Failure(str(error))
-        if workers is None:
-            return self._once()
+        self._folder.withdraw_leave()
+        workers = self._workers()
+        self._waiting_since_s = self._waiting_since_s or time.monotonic()
         self._number += 1
         self._folder.write_attempt(
             self._number,
@@ -115,7 +115,8 @@ class Attempts:
             try:
                 result = self._trainer(workers, Path(scratch)).fit()
             except Exception as error:  # of any kind: sorted by `failure`
-                return failure(error)
+                found = failure(error)
+                return replace(found, reason=self._no_room(workers)) if found.no_room else found
             finally:
                 watch.close()
         return dict(result.return_value)
@@ -152,33 +153,33 @@ class Attempts:
             ),
         )
 
-    def _workers(self) -> int | None:
-        """How many workers this attempt has; None where the run was stopped while it waited for room.
+    def _workers(self) -> int:
+        """How many workers this attempt has: as many as there is room for, but not less than the least.
 
-        Raises:
-            TimeoutError: there was no room for the least number within ``failure.start_timeout_s``.
+        Ray Train then waits for room, and an autoscaler sees what is wanted.
         """
         sizes = worker_counts(self._plan)
         if len(sizes) == 1:
             return sizes[0]
-        deadline_s = time.monotonic() + self._plan.failure.start_timeout_s
         settled_s = time.monotonic() + _SETTLE_S
         while True:
-            free = room.fitting(self._plan)
-            possible = [size for size in sizes if size <= free]
-            if possible and (possible[-1] == sizes[-1] or time.monotonic() > settled_s):
-                self._folder.update_record(waiting=None)
-                return possible[-1]
-            if not possible and time.monotonic() > settled_s:
-                self._folder.update_record(waiting=f"room for {sizes[0]} workers; {free} would fit")
-            if self._folder.stop_request():
-                return None
-            if time.monotonic() > deadline_s:
-                raise TimeoutError(
-                    f"no room for {sizes[0]} workers of {self._plan.resources_per_worker} within "
-                    f"failure.start_timeout_s ({self._plan.failure.start_timeout_s:g} s); {free} would fit"
-                )
+            possible = [size for size in sizes if size <= room.fitting(self._plan)]
+            if (possible and possible[-1] == sizes[-1]) or time.monotonic() > settled_s:
+                return possible[-1] if possible else sizes[0]
             time.sleep(_POLL_S)
+
+    def _no_room(self, workers: int) -> str:
+        return (
+            f"no room for {workers} workers of {self._plan.resources_per_worker} within "
+            f"failure.start_timeout_s ({self._plan.failure.start_timeout_s:g} s); "
+            f"{room.fitting(self._plan)} would fit"
+        )
+
+    def _gave_up_waiting(self) -> bool:
+        """Whether there has been no room for longer than the spec allows."""
+        waited_s = time.monotonic() - (self._waiting_since_s or 0.0)
+        # Ray Train waits a little less than it was told.
+        return waited_s > 0.95 * self._plan.failure.start_timeout_s
 
     def _step(self) -> int:
         found = self._folder.checkpoints()
@@ -186,65 +187,3 @@ class Attempts:
 
     def _tell(self, what: str) -> None:
         print(f"run {self._folder.run_id}: {what}", flush=True)
-
-
-class Watch:
-    """Looks after the cluster while an attempt runs: nodes that are taken back, and room for more workers."""
-
-    def __init__(self, folder: RunFolder, plan: TrainPlan, workers: int) -> None:
-        self._folder, self._plan, self._workers = folder, plan, workers
-        self._larger = [size for size in worker_counts(plan) if size > workers]
-        self._closing = threading.Event()
-        self._asked = False
-        self._waiting: str | None = None
-        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Look no longer."""
-        self._closing.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        next_resize_s = time.monotonic() + self._plan.elastic_resize_monitor_interval_s
-        while not self._closing.wait(_POLL_S):
-            try:
-                nodes = worker_nodes()
-                self._say_what_it_waits_for(nodes)
-                self._leave_draining_nodes(nodes)
-                if nodes and self._larger and time.monotonic() > next_resize_s:
-                    self._take_more_room(nodes)
-                    next_resize_s = time.monotonic() + self._plan.elastic_resize_monitor_interval_s
-            except (StorageError, ray.exceptions.RayError) as error:
-                _log.warning("watch: %s", error)
-
-    def _say_what_it_waits_for(self, nodes: Counter[str]) -> None:
-        free = None if nodes else room.fitting(self._plan)
-        waiting = None
-        if free is not None and free < self._workers:
-            waiting = (
-                f"room for {self._workers} workers of {self._plan.resources_per_worker}; {free} would fit"
-            )
-        if waiting != self._waiting:
-            self._folder.update_record(waiting=waiting)
-            self._waiting = waiting
-
-    def _leave_draining_nodes(self, nodes: Counter[str]) -> None:
-        leaving = nodes.keys() & room.draining()
-        if leaving and not self._asked:
-            self._asked = True
-            self._folder.request_stop(f"node {sorted(leaving)[0][:8]} is being taken back", ended="preempted")
-
-    def _take_more_room(self, nodes: Counter[str]) -> None:
-        free = room.fitting(self._plan, held=nodes)
-        possible = [size for size in self._larger if size <= free]
-        if possible and not self._asked:
-            self._asked = True
-            self._folder.request_stop(f"there is room for {possible[-1]} workers", ended="resized")
-
-
-def worker_nodes() -> Counter[str]:
-    """This job's training workers by the id of their node."""
-    job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
-    found = actors(job_id=job, actor_state_name="ALIVE").values()
-    return Counter(one["Address"]["NodeID"] for one in found if "RayTrainWorker" in one["ActorClassName"])

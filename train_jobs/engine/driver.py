@@ -18,10 +18,13 @@ from cluster import environments
 from runtime.core.config import load_spec
 from runtime.core.errors import RunFailed, StorageError
 from storage.location import locate
+from storage.patience import patience
 from storage.runs import RunFolder, run_at
 from train_jobs.engine.attempts import ELASTIC_START_S, Attempts
 from train_jobs.engine.failure import Failure, failure
 from train_jobs.plan import TrainPlan
+
+_STORE_PATIENCE_S = 600.0
 
 
 def run(folder: RunFolder) -> dict[str, Any] | None:
@@ -32,19 +35,22 @@ def run(folder: RunFolder) -> dict[str, Any] | None:
         ``{"status": "stopped", "error": ...}``; None where another driver has taken up the run.
     """
     driver = secrets.token_hex(8)
-    try:
-        plan = load_spec(TrainPlan, folder.plan())
-        # From here on the workers of an earlier driver find that the run is not theirs any more.
-        folder.update_record(driver=driver, waiting=None)
-        _connect(plan, folder)
-        ended = Attempts(folder, plan, driver).until_end()
-    except Exception as error:  # whatever it is, the run must say that it failed, and why
-        ended = failure(error)
-    if isinstance(ended, Failure) and ended.superseded:
-        return None
-    result = _result(folder, ended)
-    folder.write_result(result)
-    return result
+    # A store that is away for minutes costs a run no more than those.
+    with patience(_STORE_PATIENCE_S):
+        try:
+            plan = load_spec(TrainPlan, folder.plan())
+            # From here on the workers of an earlier driver find that the run is not theirs any more.
+            folder.take_up(driver)
+            folder.set_waiting(None)
+            _connect(plan, folder)
+            ended = Attempts(folder, plan, driver).until_end()
+        except Exception as error:  # whatever it is, the run must say that it failed, and why
+            ended = failure(error)
+        if folder.driver() != driver or (isinstance(ended, Failure) and ended.superseded):
+            return None
+        result = _result(folder, ended)
+        folder.write_result(result)
+        return result
 
 
 def _result(folder: RunFolder, ended: Failure | dict[str, Any]) -> dict[str, Any]:
@@ -81,10 +87,15 @@ def _connect(plan: TrainPlan, folder: RunFolder) -> None:
 
 def _leave(folder: RunFolder) -> None:
     """What SIGTERM means: end with a checkpoint; at once where it is written already how the run ended."""
-    if folder.result() is not None:
-        os._exit(128 + signal.SIGTERM)
-    if folder.stop_request() is None:
-        folder.request_stop("stopped by SIGTERM")
+    try:
+        if folder.result() is not None:
+            os._exit(128 + signal.SIGTERM)
+        asked = folder.stop_request()
+        if asked is None or asked.ended != "stopped":
+            folder.request_stop("stopped by SIGTERM")
+    except StorageError as error:
+        # Raised from here it would end the run in the middle of whatever it does.
+        print(f"SIGTERM came, and the store does not answer: {error}", file=sys.stderr, flush=True)
 
 
 def main() -> int:

@@ -64,14 +64,19 @@ KINDS: dict[str, type[Fault]] = {
 }  # fmt: skip
 
 # torch and its allocators tell these apart by text only.
-_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|std::bad_alloc", re.I)
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|bad_alloc|_ALLOC_FAILED|MemoryAllocation",
+    re.I,
+)
 _NO_ROOM = re.compile(r"no space left|disk quota exceeded|StorageFull|file write failed|unexpected pos", re.I)
 _PEER = re.compile(
     r"connection (closed|reset) by peer|connection refused|\bgloo\b|\[c10d\]|ProcessGroup|socket timeout"
     r"|timed out waiting",
     re.I,
 )
-_HARDWARE = re.compile(r"\bNCCL\b|CUDA error|uncorrectable ECC|cudaError|device-side", re.I)
+_HARDWARE = re.compile(r"\bNCCL\b|CUDA error|uncorrectable ECC|cudaError", re.I)
+# Faults of the recipe that look like hardware: a token beyond the vocabulary, two workers on one GPU.
+_ASKED_FOR = re.compile(r"device-side assert|Duplicate GPU|invalid usage", re.I)
 # What the datasets library raises around the error that says something.
 _WRAPPERS = ("DatasetGenerationError", "RemoteError", "DatasetGenerationCastError")
 _ROW_CHARACTERS = 300
@@ -82,6 +87,12 @@ def classified(error: BaseException) -> Fault:
     """The kind of fault that ``error`` is, with a message that says why in one line."""
     if isinstance(error, Fault):
         return error
+    found = _classified(error)
+    # The driver sees the last line of a traceback.
+    return type(found)(" ".join(line.strip() for line in str(found).splitlines() if line.strip()))
+
+
+def _classified(error: BaseException) -> Fault:
     chain = list(_chain(error))
     told = next((one for one in chain if type(one).__name__ not in _WRAPPERS), error)
     text = f"{type(told).__name__}: {_first_line(told)}"
@@ -101,6 +112,8 @@ def classified(error: BaseException) -> Fault:
         return Unavailable(str(told))
     if isinstance(told, StorageError | ConfigError):
         return RecipeFault(_first_line(told) if isinstance(told, Denied | Conflict) else str(told))
+    if _ASKED_FOR.search(whole):
+        return RecipeFault(text)
     # Before hardware: a peer that went away is seen through NCCL, too.
     if _PEER.search(whole):
         return PeerLost(text)
@@ -116,7 +129,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     found: BaseException | None = error
     while found is not None:
         yield found
-        found = found.__cause__
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
 
 
 def _no_room(error: BaseException) -> bool:

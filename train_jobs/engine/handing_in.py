@@ -15,6 +15,7 @@ from runtime.core.places import cache_root
 from storage.commit import commit_folder, now, remove_committed
 from storage.location import locate
 from storage.manifest import OutputManifest
+from storage.models import ModelVersion
 from storage.runs import RunFolder
 from storage.store import Store
 from storage.transfer import copy_file
@@ -32,6 +33,8 @@ MODEL_FILES = (
 _NOT_MODEL_FILES = {"training_args.bin", "optimizer.bin", "scheduler.bin"}
 _REPORTS = ("all_results.json", "*_results.json", "generated_predictions.jsonl", "*.png")
 """What evaluation and prediction leave besides metrics."""
+_CONVERTED = "pissa_converted"
+"""Where LLaMA-Factory leaves, with pissa_convert, the adapter that fits the base as it is."""
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -54,6 +57,8 @@ def hand_in(
         run.write_output({"model": None})
         return
     folder = model_only(output, scratch / "model")
+    if (output / _CONVERTED).exists():
+        _replace(folder, model_only(output / _CONVERTED, scratch / "converted"))
     if plan.merge:
         folder = model_only(merged(arguments, folder, scratch), scratch / "merged-model")
     try:
@@ -76,6 +81,8 @@ def _published(plan: TrainPlan, store: Store, run: RunFolder, folder: Path) -> d
         remove_committed(place)
         commit_folder(folder, place, OutputManifest(created_at=now()))
         return {"model": None}
+    if earlier := _published_before(plan, store):
+        return {"model": earlier}
     last = next((line for line in reversed(run.metrics()) if "loss" in line), {})
     version = store.publish_model(
         folder,
@@ -93,6 +100,17 @@ def _published(plan: TrainPlan, store: Store, run: RunFolder, folder: Path) -> d
         metrics={key: value for key, value in last.items() if isinstance(value, int | float)},
     )
     return {"model": version.ref}
+
+
+def _published_before(plan: TrainPlan, store: Store) -> str | None:
+    """The version that an attempt of this very run published just before it was lost."""
+    assert plan.publish is not None
+    found = [model.ref for model in store.models(plan.publish.name) if _run_of(model) == plan.run_id]
+    return found[-1] if found else None
+
+
+def _run_of(model: ModelVersion) -> str | None:
+    return model.manifest.run if model.manifest else None
 
 
 def model_only(source: Path, target: Path) -> Path:
@@ -113,6 +131,13 @@ def model_only(source: Path, target: Path) -> Path:
     return target
 
 
+def _replace(folder: Path, others: Path) -> None:
+    """Put the files of ``others`` into ``folder``, in the place of those of the same names."""
+    for file in others.iterdir():
+        (folder / file.name).unlink(missing_ok=True)
+        (folder / file.name).hardlink_to(file)
+
+
 def merged(arguments: dict[str, Any], adapter: Path, scratch: Path) -> Path:
     """The base with the adapter merged in, by LLaMA-Factory's export.
 
@@ -131,10 +156,11 @@ def merged(arguments: dict[str, Any], adapter: Path, scratch: Path) -> Path:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise RecipeFault(f"merge: {lines[-1] if lines else f'exit code {done.returncode}'}")
     changed = json.loads(report.read_text())["changed"]
-    if not changed:
+    if changed == 0:
         raise RecipeFault(
             "merge: the merged weights equal the base's, to the last bit: the adapter changes nothing. Train "
             "it longer or with a larger learning_rate or lora_alpha, or leave merge: true out to keep it."
         )
-    print(f"merged: {changed} tensors differ from the base", flush=True)
+    told = "compared with nothing: no tensor of the base has its name" if changed is None else changed
+    print(f"merged: tensors that differ from the base: {told}", flush=True)
     return target

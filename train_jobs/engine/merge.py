@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from llamafactory.train.tuner import export_model
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
 
 _PASSED = (
     "template",
@@ -49,27 +48,37 @@ def _dtype(model: str) -> str:
     return dtype if dtype in known else "auto"
 
 
-def changed_tensors(merged: Path, base: str) -> int:
-    """How many tensors of ``merged`` are not, to the bit, those of the model in ``base``."""
-    # Loaded as the model itself does it: names on disk differ between versions of transformers.
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", low_cpu_mem_usage=True)
-    known = model.state_dict()
-    changed = 0
+def changed_tensors(merged: Path, base: Path) -> int | None:
+    """How many tensors of ``merged`` are not, to the bit, those of the same name in ``base``.
+
+    None where they have no name in common, and nothing can be compared: a base in another format, or one
+    whose names another version of transformers has changed.
+    """
+    known = {name: file for file in sorted(base.glob("*.safetensors")) for name in _names(file)}
+    compared = changed = 0
     for file in sorted(merged.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (no mapping)
-                before = known.get(name)
-                changed += before is None or not torch.equal(
-                    before.to(tensors.get_tensor(name).dtype), tensors.get_tensor(name)
-                )
-    return changed
+        with safe_open(file, framework="pt") as after:
+            for name in set(_names(file)) & known.keys():
+                with safe_open(known[name], framework="pt") as before:
+                    compared += 1
+                    changed += not _equal(before.get_tensor(name), after.get_tensor(name))
+    return changed if compared else None
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as tensors:
+        return list(tensors.keys())
+
+
+def _equal(before: torch.Tensor, after: torch.Tensor) -> bool:
+    return before.shape == after.shape and torch.equal(before.to(after.dtype), after)
 
 
 def main() -> None:
     """Merge, compare, and write the report."""
     task = json.loads(sys.argv[1])
     export_model(export_arguments(task))
-    changed = changed_tensors(Path(task["export_dir"]), task["arguments"]["model_name_or_path"])
+    changed = changed_tensors(Path(task["export_dir"]), Path(task["arguments"]["model_name_or_path"]))
     Path(task["report"]).write_text(json.dumps({"changed": changed}))
 
 

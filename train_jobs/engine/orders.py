@@ -7,11 +7,14 @@ looks at the one of the step before, which has arrived meanwhile and costs no wa
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
+import psutil
 import ray
 import torch
 import torch.distributed as dist
@@ -19,9 +22,10 @@ import torch.distributed as dist
 from runtime.core.errors import StorageError
 from runtime.core.log import get_logger
 from storage.runs import RunFolder, Stop
-from train_jobs.engine.faults import Superseded
+from train_jobs.engine.faults import Fault, Superseded, classified
 
 _log = get_logger(__name__)
+T = TypeVar("T")
 _LOCAL_POLL_S = 0.5
 _REMOTE_POLL_S = 2.0
 """Object stores are asked less often: every look is a request."""
@@ -56,9 +60,9 @@ def _install() -> None:
 class Orders:
     """What this rank has heard, and what all have agreed on."""
 
-    def __init__(self, run: RunFolder, driver: str, *, rank: int, world_size: int) -> None:
-        self._run, self._driver, self._rank, self._world_size = run, driver, rank, world_size
-        self._group = dist.new_group(backend="gloo") if world_size > 1 else None
+    def __init__(self, run: RunFolder, driver: str, *, rank: int) -> None:
+        self._run, self._driver, self._rank = run, driver, rank
+        self._group = new_host_group()
         self._stop: Stop | None = None
         self._superseded = False
         self._pending: tuple[torch.Tensor, Any] | None = None
@@ -101,7 +105,7 @@ class Orders:
 
     def check_owner(self) -> None:
         """Raise Superseded where another driver has the run: its files are not ours to write any more."""
-        if self._run.record().get("driver") not in (None, self._driver):
+        if self._run.driver() not in (None, self._driver):
             self._superseded = True
             raise Superseded("another driver has taken up this run; this attempt leaves it alone")
 
@@ -110,6 +114,12 @@ class Orders:
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join()
+
+    def settle(self) -> None:
+        """Wait for the last reduction: no group is torn down with one on its way. Called by all ranks."""
+        if self._pending is not None:
+            self._pending[1].wait()
+            self._pending = None
 
     def _heard(self) -> int:
         if self._superseded:
@@ -120,6 +130,7 @@ class Orders:
 
     def _agreed_stop(self) -> Stop:
         found = [stop for stop in self.gathered(self._stop) if stop is not None]
+        found = found or [Stop(reason="asked to leave", ended="preempted")]
         # What a person asks for counts more than what the cluster does.
         return min(found, key=lambda stop: stop.ended != "stopped")
 
@@ -129,7 +140,8 @@ class Orders:
         while not self._closing.wait(pause_s):
             polls += 1
             try:
-                self._stop = self._run.stop_request() or self._stop
+                if asked := self._run.stop_request():
+                    self._stop = asked
                 if polls % _POLLS_PER_OWNER_CHECK == 0:
                     self.check_owner()
             except Superseded:
@@ -148,13 +160,37 @@ def gathered(mine: Any, group: Any) -> list[Any]:
     return found
 
 
-def together(action: Callable[[], None], group: Any) -> None:
-    """Run ``action`` on every rank; when it fails on one, it has failed on all."""
-    fault: Exception | None = None
+def together(action: Callable[[], T], group: Any) -> T:
+    """What ``action`` returns, run on every rank; when it fails on one, it has failed on all.
+
+    Raises:
+        Fault: the same on all ranks: one that ends the run before one that does not.
+    """
+    result: T | None = None
+    fault: Fault | None = None
     try:
-        action()
+        result = action()
     except Exception as error:  # whatever it is: the others wait, and must be told
-        fault = error
+        fault = classified(error)
     faults = [found for found in gathered(fault, group) if found is not None]
     if faults:
-        raise fault or faults[0]
+        raise min(faults, key=lambda found: found.retry)
+    return result  # type: ignore[return-value]
+
+
+def new_host_group() -> Any:
+    """A group of all ranks with collectives on the CPU, beside those of the training; None for one rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    # gloo takes the interface that the hostname resolves to, which on some hosts is the loopback.
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := _interface(ray.util.get_node_ip_address())):
+        os.environ["GLOO_SOCKET_IFNAME"] = name
+    # As long as an upload takes on one rank while the others wait; a lost rank ends it sooner.
+    return dist.new_group(backend="gloo", timeout=timedelta(days=1))
+
+
+def _interface(address: str) -> str | None:
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            return name
+    return None

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from deepspeed.checkpoint import ds_to_universal
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
@@ -107,6 +108,9 @@ def mend_engines() -> None:
         if folder := kwargs.get("checkpoint_folder"):
             _tell_groups_apart(self, Path(folder))
 
+    # ZeRO-0 in 16 bits steps with gradients of zero to have Adam's states made, and Adam counts it: the
+    # first real steps were up to a quarter too small, losses off by 2%. Adam makes its states itself.
+    FP16_UnfusedOptimizer.initialize_optimizer_states = lambda self: None
     DeepSpeedZeroOptimizer._link_all_hp_params = link_in_order
     DeepSpeedZeroOptimizer_Stage3.load_state_dict = load_apart
 

@@ -20,21 +20,27 @@ from llamafactory.train.tuner import run_exp
 from transformers import TrainerCallback
 
 from runtime.core.config import load_spec
-from storage.cache import cached, wanted_of
+from runtime.core.errors import StorageError
+from runtime.core.log import get_logger
 from storage.datasets import Dataset
 from storage.location import locate
 from storage.models import ModelVersion
-from storage.runs import Checkpoint, RunFolder, run_at
+from storage.runs import RunFolder, run_at
 from storage.store import Store, open_store
 from train_jobs.elastic import accumulation_for
 from train_jobs.engine.callbacks import MetricsCallback, NanCallback
-from train_jobs.engine.checkpoints import CheckpointCallback, last_checkpoint
-from train_jobs.engine.faults import classified
+from train_jobs.engine.checkpoints import CheckpointCallback
+from train_jobs.engine.faults import NanLoss, classified
 from train_jobs.engine.handing_in import hand_in
 from train_jobs.engine.ops import ensure_ops
 from train_jobs.engine.orders import Left, Orders, listen_for_sigterm
-from train_jobs.engine.universal import converted, mend_engines, needs_conversion
+from train_jobs.engine.resuming import Resuming
+from train_jobs.engine.saving import mend_saving
+from train_jobs.engine.tensorboard import tensorboard_files
+from train_jobs.engine.universal import mend_engines
 from train_jobs.plan import TrainPlan
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,13 +92,15 @@ def train(plan: TrainPlan, attempt: Attempt, *, node: str) -> dict[str, Any]:
     # LLaMA-Factory's launcher and its reading of USE_RAY would start a Ray job inside this one.
     os.environ.pop("USE_RAY", None)
     mend_engines()
+    mend_saving()
     if plan.deepspeed is not None:
         _init_deepspeed(plan)
     with ExitStack() as stack:
-        scratch = stack.enter_context(_scratch(run.run_id, rank))
-        orders = stack.enter_context(closing(Orders(run, attempt.driver, rank=rank, world_size=world_size)))
+        scratch = stack.enter_context(_scratch(run.run_id, attempt, rank))
+        orders = stack.enter_context(closing(Orders(run, attempt.driver, rank=rank)))
         metrics = stack.enter_context(closing(run.metrics_log())) if rank == 0 else None
-        checkpoints = CheckpointCallback(plan, run, scratch / "leaving", orders, metrics)
+        resuming = Resuming(plan, run, scratch.parent, orders, stack, node)
+        checkpoints = CheckpointCallback(plan, run, scratch / "leaving", orders, metrics, resuming.bring)
         callbacks: list[TrainerCallback] = [NanCallback(), checkpoints]
         if metrics:
             first_step = _FirstStep(run, attempt)
@@ -105,8 +113,16 @@ def train(plan: TrainPlan, attempt: Attempt, *, node: str) -> dict[str, Any]:
                     on_first_step=first_step,
                 )
             )
-        arguments = _arguments(plan, store, run, scratch, stack, orders, node)
-        run_exp(dict(arguments), callbacks)
+        arguments = _arguments(plan, store, scratch, stack, resuming)
+        if rank == 0:
+            stack.enter_context(tensorboard_files(plan, run, scratch, attempt.number))
+        try:
+            run_exp(dict(arguments), callbacks)
+        except NanLoss:
+            # Seen by all ranks at the same step. The checkpoint before it may still be on its way.
+            checkpoints.finish()
+            raise
+        orders.settle()
         checkpoints.finish()
         if rank == 0:
             orders.check_owner()
@@ -125,17 +141,15 @@ class _FirstStep:
         said = {"first_step_at": now_s}
         if self._attempt.failed_at is not None:
             said["recovery_s"] = round(now_s - self._attempt.failed_at, 2)
-        self._run.write_attempt(self._attempt.number, "first-step", **said)
+        try:
+            self._run.write_attempt(self._attempt.number, "first-step", **said)
+        except StorageError as error:
+            # Worth no attempt: training goes on while the store is away.
+            _log.warning("the first step was not noted: %s", error)
 
 
 def _arguments(
-    plan: TrainPlan,
-    store: Store,
-    run: RunFolder,
-    scratch: Path,
-    stack: ExitStack,
-    orders: Orders,
-    node: str,
+    plan: TrainPlan, store: Store, scratch: Path, stack: ExitStack, resuming: Resuming
 ) -> dict[str, Any]:
     """The plan's arguments with the paths of this node; what they name stays until ``stack`` ends."""
 
@@ -147,7 +161,6 @@ def _arguments(
     info = {name: _located(entry, store.dataset(name), stack) for name, entry in plan.dataset_info.items()}
     (dataset_dir / "dataset_info.json").write_text(json.dumps(info))
     named = {name: ",".join(fetched(store.model(ref)) for ref in refs) for name, refs in plan.models.items()}
-    checkpoint, converted_ = _checkpoint(plan, run, scratch, stack, orders, node)
     return (
         plan.llamafactory
         | named
@@ -156,10 +169,9 @@ def _arguments(
             # Every rank its own: each sends the files that it wrote itself.
             "output_dir": str(scratch / "output"),
             "dataset_dir": str(dataset_dir),
-            "deepspeed": _deepspeed(plan, load_universal=converted_),
             "gradient_accumulation_steps": accumulation_for(plan, dist.get_world_size()),
-            "resume_from_checkpoint": checkpoint,
         }
+        | resuming.arguments()
     )
 
 
@@ -167,56 +179,6 @@ def _located(entry: dict[str, Any], dataset: Dataset, stack: ExitStack) -> dict[
     folder = stack.enter_context(dataset.fetch()).path
     # LLaMA-Factory joins dataset_dir and file_name; an absolute name stays what it is.
     return entry | {"file_name": str(folder / entry["file_name"])}
-
-
-def _deepspeed(plan: TrainPlan, *, load_universal: bool) -> dict[str, Any] | None:
-    if plan.deepspeed is None or not load_universal:
-        return plan.deepspeed
-    return plan.deepspeed | {"checkpoint": plan.deepspeed.get("checkpoint", {}) | {"load_universal": True}}
-
-
-def _checkpoint(
-    plan: TrainPlan, run: RunFolder, scratch: Path, stack: ExitStack, orders: Orders, node: str
-) -> tuple[str | None, bool]:
-    """The run's last committed checkpoint as a folder of this node, and whether it had to be converted.
-
-    None at the first attempt, and where checkpoints hold no optimizer to go on with.
-    """
-    found = last_checkpoint(run)
-    if found is None or plan.llamafactory.get("save_only_model"):
-        return None, False
-    folder = _fetched(run, found, stack)
-    if plan.deepspeed is None or not needs_conversion(folder, dist.get_world_size()):
-        return str(folder), False
-    return str(_converted_once(folder, found, scratch, orders, stack, node)), True
-
-
-def _fetched(run: RunFolder, checkpoint: Checkpoint, stack: ExitStack) -> Path:
-    manifest = checkpoint.manifest
-    wanted = wanted_of(manifest.files, checkpoint.place / manifest.prefix)
-    return stack.enter_context(cached(wanted, label=f"{run.run_id} step {manifest.step}"))
-
-
-def _converted_once(
-    folder: Path, checkpoint: Checkpoint, scratch: Path, orders: Orders, stack: ExitStack, node: str
-) -> Path:
-    """The checkpoint in DeepSpeed's universal form, made by the first rank of each node for all of it."""
-    made: Path | Exception | None = None
-    # Not Ray Train's local rank: that counts by address, and a machine may run several nodes.
-    if orders.gathered(node).index(node) == dist.get_rank():
-        target = scratch.parent / f"universal-{checkpoint.manifest.step}-{node[:8]}"
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir()
-        stack.callback(shutil.rmtree, target, ignore_errors=True)
-        try:
-            made = converted(folder, target)
-        except Exception as error:  # told to the others, who wait
-            made = error
-    told = orders.gathered((node, made))
-    for _, what in told:
-        if isinstance(what, Exception):
-            raise what
-    return next(what for place, what in told if place == node and isinstance(what, Path))
 
 
 def _init_deepspeed(plan: TrainPlan) -> None:
@@ -230,11 +192,15 @@ def _init_deepspeed(plan: TrainPlan) -> None:
 
 
 @contextmanager
-def _scratch(run_id: str, rank: int) -> Iterator[Path]:
+def _scratch(run_id: str, attempt: Attempt, rank: int) -> Iterator[Path]:
     """A folder on this node for one rank, gone afterwards; what a killed attempt left is removed first."""
-    # Ray Train starts a worker in a folder of the Ray session: what a kill leaves goes with the session.
-    folder = Path.cwd() / run_id / f"rank-{rank}"
-    shutil.rmtree(folder, ignore_errors=True)
+    # Ray Train starts a worker in a folder of the Ray session: what a kill leaves goes with the session. Each
+    # driver has its own: the workers of one that was superseded clean up while the next ones work.
+    mine = Path.cwd() / run_id / f"{attempt.driver}-{attempt.number:04d}"
+    for earlier in mine.parent.glob(f"{attempt.driver}-*"):
+        if earlier != mine:
+            shutil.rmtree(earlier, ignore_errors=True)
+    folder = mine / f"rank-{rank}"
     for name in ("output", "leaving"):
         (folder / name).mkdir(parents=True)
     try:
@@ -242,4 +208,5 @@ def _scratch(run_id: str, rank: int) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # another rank of this node is still at work
-            folder.parent.rmdir()
+            mine.rmdir()
+            mine.parent.rmdir()
