@@ -38,8 +38,8 @@ from train_jobs import deepspeed_presets
 
 ROOT = Path(__file__).resolve().parents[1]
 _STEPS = 100
-_SAVE_EVERY = 10
-_SAVES = 4
+_SAVE_EVERY = 20
+_SAVES = 3
 
 
 def main() -> None:
@@ -212,7 +212,7 @@ def _train(name: str, store: Store, model: str, recipe: dict[str, Any]) -> Run:
 
 
 def _train_counting(store: Store, model: str, recipe: dict[str, Any]) -> tuple[Run, int]:
-    """A run, and the bytes that its workers wrote to files or anything else."""
+    """A run, and the bytes that its workers wrote to disks (what they send each other does not count)."""
     run = _submit("wide", store, model, recipe)
     _until(run.folder.metrics, run)
     processes = _workers()
@@ -220,7 +220,7 @@ def _train_counting(store: Store, model: str, recipe: dict[str, Any]) -> tuple[R
     while run.status not in ("SUCCEEDED", "FAILED", "STOPPED"):
         for process in processes:
             try:
-                seen[process.pid] = process.io_counters().write_chars
+                seen[process.pid] = process.io_counters().write_bytes
             except psutil.Error:
                 continue
         time.sleep(0.02)

@@ -28,8 +28,16 @@ def list_(name: str | None, store: str | None, as_json: bool) -> None:
         # Says which names there are.
         opened.model(name, field="NAME")
     show(
-        [_row(model) for model in found], ["model", "kind", "base", "template", "size", "created_at"], as_json
+        [_row(model) for model in found],
+        ["model", "kind", "trained", "base", "template", "size", "created_at"],
+        as_json,
     )
+
+
+def _trained(manifest: Any) -> str:
+    """How it was made, in a few words: ``sft lora, merged``; empty where it was not trained here."""
+    words = " ".join(word for word in (manifest.stage, manifest.finetuning_type) if word)
+    return f"{words}, merged" if manifest.merged else words
 
 
 def _row(model: Any) -> dict[str, Any]:
@@ -37,6 +45,10 @@ def _row(model: Any) -> dict[str, Any]:
     return {
         "model": model.ref,
         "kind": manifest.kind,
+        "trained": _trained(manifest),
+        "stage": manifest.stage,
+        "finetuning_type": manifest.finetuning_type,
+        "merged": manifest.merged,
         "base": manifest.base,
         "template": manifest.template,
         "run": manifest.run,

@@ -84,7 +84,12 @@ def plan_serve(spec: ServeSpec, *, store: Store, cluster_resources: Mapping[str,
     if model.is_adapter:
         raise ConfigError(
             f"model is {model.ref!r}, an adapter over {model.base}. Adapters cannot be served yet: train "
-            "with llamafactory.finetuning_type: full, or merge the adapter into its base first."
+            "with merge: true, or with llamafactory.finetuning_type: full."
+        )
+    if model.manifest is not None and model.manifest.stage == "rm":
+        raise ConfigError(
+            f"model is {model.ref!r}, a reward model (stage: rm): it rates answers and writes none, and vLLM "
+            "would leave out the head that rates. Name the model that answers."
         )
     gpus = spec.resources.gpus
     gpus = _default_gpus(cluster_resources) if gpus is None else gpus

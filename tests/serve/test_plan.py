@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,3 +130,10 @@ def test_what_the_user_says_wins_over_the_defaults(with_model: Store):
 def test_what_can_never_work_is_refused(with_model: Store, cluster: dict, fields: dict, message: str):
     with pytest.raises(ConfigError, match=message):
         plan(with_model, cluster, **fields)
+
+
+def test_a_reward_model_is_refused_with_what_it_is(with_model: Store, tmp_path: Path):
+    with with_model.model("tiny").fetch() as folder:
+        with_model.publish_model(folder.path, "judge", stage="rm", finetuning_type="full")
+    with pytest.raises(ConfigError, match=r"model is 'judge/v1', a reward model \(stage: rm\)"):
+        plan(with_model, LAPTOP, model="judge")

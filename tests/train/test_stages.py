@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from storage.manifest import FileEntry, ModelManifest
+from tests.conftest import ROOT
 from tests.train.forked import Trained, Trainings, example
+from train_jobs.source import read_source
 
 pytestmark = pytest.mark.engine
 
@@ -162,3 +164,13 @@ def test_a_full_reward_model_says_that_it_would_begin_again(trainings: Trainings
     assert any("resumes no reward model but LoRA's" in note for note in done.plan.notes)
     assert weights(published(trainings, "rm-full")) == ["model.safetensors", "value_head.safetensors"]
     assert all(math.isfinite(loss) for loss in done.losses())
+
+
+def test_a_file_of_llamafactorys_own_runs_as_it_is(trainings: Trainings):
+    file = ROOT / "examples" / "llamafactory" / "qwen3_lora_sft.yaml"
+    source = read_source(None, str(file), store=trainings.store, num_workers=2)
+    source.register(trainings.store)
+    done = trainings.train(source.spec.model_dump(mode="json"))
+    manifest = published(trainings, source.spec.name)
+    assert (manifest.kind, manifest.finetuning_type, manifest.run) == ("adapter", "lora", done.run.run_id)
+    assert done.losses()[-1] < done.losses()[0]
