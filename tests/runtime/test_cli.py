@@ -10,7 +10,8 @@ import pytest
 from tests.conftest import ROOT
 
 COMMANDS = [
-    "setup", "up", "down", "status", "doctor", "train", "sweep", "serve", "runs", "models", "logs", "stop", "demo",
+    "setup", "up", "down", "status", "doctor", "train", "sweep", "serve", "runs", "models", "logs", "stop",
+    "demo",
 ]  # fmt: skip
 
 TRAIN = {
