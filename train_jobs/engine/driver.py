@@ -134,11 +134,15 @@ def _job_log(folder: RunFolder) -> Path | None:
 
 
 def _keep_log(folder: RunFolder, log: Path | None) -> None:
-    """The log outlives the cluster. A store that does not take it costs the log and nothing else."""
+    """The log outlives the cluster, behind those of the run's earlier drivers. A store that does not take it
+    costs the log and nothing else.
+    """
     if log is None:
         return
+    place = folder.place / "log.txt"
     try:
-        (folder.place / "log.txt").write_bytes(log.read_bytes())
+        earlier = place.read_bytes() if place.stat() else b""
+        place.write_bytes(earlier + log.read_bytes())
     except StorageError as error:
         print(f"the log was not kept with the run: {error}", file=sys.stderr, flush=True)
 
