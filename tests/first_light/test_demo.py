@@ -133,8 +133,8 @@ def test_a_run_is_stopped_on_request(demo: Demo, tandem_command: list[str]):
     wait_for(lambda: run.status == "RUNNING", "the run has begun")
     subprocess.run([*tandem_command, "stop", "stopped"], cwd=ROOT, check=True)
     wait_for(lambda: run.status == "STOPPED", "the run has ended")
-    # What it keeps follows: nothing, where it had done no step yet.
-    assert str(run.error).startswith("stopped on request")
+    # Before its first step there is nothing to save, and it says so.
+    assert run.error == "stopped on request; it has no checkpoint yet"
 
 
 def test_a_run_that_fails_says_so_with_the_workers_last_error_line(demo: Demo):

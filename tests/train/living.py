@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -84,6 +85,12 @@ def steps(run: Run) -> list[int]:
 def workers() -> list[psutil.Process]:
     """The training workers of the shared cluster, and of no other on this machine."""
     return _processes("ray::RayTrainWorker")
+
+
+def worker(run: Run, *, rank: int) -> psutil.Process:
+    """The living worker of this rank; it says its process when it starts."""
+    found = re.findall(rf"rank {rank} of \d+: pid (\d+) on", run.logs())
+    return psutil.Process(int(found[-1]))
 
 
 def driver(run: Run) -> psutil.Process:
