@@ -11,7 +11,8 @@ from runtime.cli_options import address_option, dry_run_option, json_option, sho
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from runtime.sweep import Sweep, TrialRow
+    from runtime.sweep import Sweep
+    from runtime.sweep_folder import TrialRow
 
 
 @click.command()

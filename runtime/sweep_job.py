@@ -17,7 +17,8 @@ from cluster.rest import answers
 from runtime.core.errors import ClusterError, TandemError
 from runtime.core.log import configure, get_logger
 from runtime.run import ENDED
-from runtime.sweep import Sweep, SweepFolder
+from runtime.sweep import Sweep
+from runtime.sweep_folder import SweepFolder
 from storage.location import locate
 from train_jobs.sweep import SweepPlan
 

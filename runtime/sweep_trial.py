@@ -10,7 +10,7 @@ from ray import tune
 from runtime.core.errors import ConfigError
 from runtime.run import ENDED, Run
 from runtime.sdk import Tandem
-from runtime.sweep import SweepFolder
+from runtime.sweep_folder import SweepFolder
 from storage.location import locate
 
 _POLL_S = 0.5

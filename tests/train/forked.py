@@ -27,7 +27,7 @@ from storage.manifest import FileEntry, OutputManifest
 from storage.runs import RunFolder
 from storage.store import Store, open_store
 from tests.conftest import ROOT
-from tests.train.living import kill_tree
+from tests.train import living
 from train_jobs.plan import TrainPlan, plan_train, resolve
 from train_jobs.spec import TrainSpec
 
@@ -37,31 +37,20 @@ START_S = 120.0
 TRAINING_S = 120.0
 
 
-LESSON: dict[str, Any] = {
-    "name": "lesson",
-    "model": "docstrings-base",
-    "dataset": "docstrings",
-    "llamafactory": {
-        "stage": "sft",
-        "finetuning_type": "full",
-        "template": "qwen3_nothink",
+LESSON = living.lesson(
+    "lesson",
+    {
         "max_samples": 64,
-        "cutoff_len": 64,
         "max_steps": 9,
         "save_steps": 3,
-        "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 2,
         "learning_rate": 5e-3,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 2,
         "weight_decay": 0.01,
-        "bf16": True,
         "disable_gradient_checkpointing": True,
-        "logging_steps": 1,
-        "seed": 1,
     },
-    "scaling": {"num_workers": 2, "gpus_per_worker": 0},
-}
+)
 """Nine steps of 16 rows, so across epochs of four steps, with a learning rate that changes at every step."""
 
 
@@ -232,6 +221,6 @@ def trainings(home: Path) -> Iterator[Trainings]:
         yield running
     finally:
         # With the ranks of a training that a failed test did not wait for.
-        kill_tree(psutil.Process(program.pid))
+        living.kill_tree(psutil.Process(program.pid))
         program.communicate()
         outcomes.close()

@@ -8,38 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
-from cluster import local
 from cluster.environments import interpreter, process_env
-from cluster.processes import descendants
 from storage.runs import RunFolder
 from tests.conftest import ROOT, TestCluster, wait_for
+from tests.train.living import lesson, workers
 from train_jobs.arguments import catalogue
 
 pytestmark = pytest.mark.engine
 
-LESSON: dict[str, Any] = {
-    "name": "lesson",
-    "model": "docstrings-base",
-    "dataset": "docstrings",
-    "llamafactory": {
-        "stage": "sft",
-        "finetuning_type": "full",
-        "template": "qwen3_nothink",
-        "max_steps": 12,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 0.001,
-        "bf16": True,
-        "logging_steps": 1,
-        "save_steps": 4,
-    },
-    "deepspeed": "zero3",
-    "scaling": {"num_workers": 2, "gpus_per_worker": 0},
-    "publish": {"name": "lesson"},
-}
+LESSON = lesson("lesson", deepspeed="zero3", publish={"name": "lesson"})
 
 
 def in_train_environment(program: str) -> Any:
@@ -65,13 +45,6 @@ def output_of(job: subprocess.Popen[str]) -> str:
 def write(file: Path, spec: dict[str, Any]) -> Path:
     file.write_text(yaml.safe_dump(spec))
     return file
-
-
-def training_workers() -> list[psutil.Process]:
-    """The training workers of the shared cluster, and of no other on this machine."""
-    running = local.current()
-    assert running is not None
-    return [p for p in descendants(running.pid) if "ray::RayTrainWorker" in "".join(p.cmdline())]
 
 
 def test_the_catalogue_is_what_the_installed_llamafactory_says():
@@ -107,7 +80,7 @@ def test_a_run_that_may_not_fail_says_why_it_did_and_goes_on_when_it_is_submitte
     job = submit(inputs, file)
     run = wait_for(lambda: next(iter(inputs.store.runs("lesson")), None), "a run folder")
     wait_for(run.checkpoints, "a committed checkpoint")
-    training_workers()[0].kill()
+    workers()[0].kill()
     output = output_of(job)
     assert job.returncode == 1, output[-3000:]
     assert "the worker's process died" in str(run.result())

@@ -12,7 +12,8 @@ import yaml
 
 from runtime.core.config import load_spec
 from runtime.core.errors import ConfigError
-from runtime.sweep import TrialRow, plan_of, ranked
+from runtime.sweep import plan_of
+from runtime.sweep_folder import TrialRow, ranked
 from storage.store import Store
 from tests.conftest import ROOT
 from train_jobs.sweep import SweepPlan, in_words
