@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from runtime.cli_options import in_words
+from runtime.run import ENDED
 from runtime.show import cell, loss_curve, table
 
 _STYLES = {"SUCCEEDED": "green", "RUNNING": "cyan", "FAILED": "red", "STOPPED": "yellow"}
@@ -31,7 +32,7 @@ def view(report: Mapping[str, Any], *, most_rows: int | None = None) -> Renderab
         parts.append(table(rows[newest], list(rows[-1]), title="evaluations"))
     if rows := _checkpoints(report["checkpoints"]):
         parts.append(table(rows[newest], list(rows[0]), title="committed checkpoints"))
-    if rows := attempt_rows(report["attempts"]):
+    if rows := attempt_rows(report["attempts"], goes_on=report["status"] not in ENDED):
         parts.append(table(rows[newest], list(rows[0]), title="attempts"))
     return Group(*parts)
 
@@ -43,14 +44,16 @@ def duration(seconds: float | None) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
-def attempt_rows(attempts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Attempts for a table, in order."""
+def attempt_rows(attempts: Sequence[Mapping[str, Any]], *, goes_on: bool) -> list[dict[str, Any]]:
+    """Attempts for a table, in order. One that never said how it ended was cut off with its driver, but for
+    the last one of a run that goes on.
+    """
     return [
         {
             "attempt": number,
             "workers": attempt.get("num_workers"),
             "from step": attempt.get("from_step"),
-            "ended": attempt.get("ended", "goes on"),
+            "ended": attempt.get("ended", "goes on" if goes_on and number == len(attempts) else "cut off"),
             "kept step": attempt.get("step"),
             "took": duration(_took_s(attempt)),
             "recovery": duration(attempt.get("recovery_s")),

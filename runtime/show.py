@@ -31,7 +31,8 @@ def table(rows: Rows, columns: Sequence[str], *, title: str = "") -> Table:
     first, *others = columns
     # People copy the first cell into the next command: it is never cut or folded.
     longest = max((len(cell(row.get(first))) for row in rows), default=0)
-    made = Table(Column(first, min_width=longest), *others, title=title or None, title_justify="left")
+    folded = (Column(name, overflow="fold") for name in others)
+    made = Table(Column(first, min_width=longest), *folded, title=title or None, title_justify="left")
     for row in rows:
         # As text: brackets in an engine's message are no markup.
         made.add_row(*(Text(cell(row.get(column))) for column in columns))

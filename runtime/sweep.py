@@ -162,8 +162,14 @@ class Sweep:
             if "run_id" in said
         ]
         going = [run for run in runs if run.status not in ENDED]
+        faults = []
         for run in going:
-            run.stop()
+            try:
+                run.stop()
+            except ClusterError as error:  # the others are stopped all the same
+                faults.append(error)
+        if faults:
+            raise faults[0]
         return [run.run_id for run in going]
 
     def logs(self) -> str:

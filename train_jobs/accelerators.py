@@ -36,11 +36,14 @@ def choose(
                 f"{did_you_mean(wanted, accelerators)}"
             )
         return wanted, None
-    if accelerators is None or len(accelerators) < 2:
+    if not accelerators:
         return None, None
     # Most GPUs first, then by the alphabet: the same choice every time.
     product, gpus = min(accelerators.items(), key=lambda pair: (-pair[1], pair[0]))
     needed = num_workers * gpus_per_worker
+    if len(accelerators) == 1:
+        # Said all the same, so that no other product joins the run later; no choice was made, so no note.
+        return (product if gpus >= needed else None), None
     if gpus < needed:
         has = ", ".join(f"{count:g} {name}" for name, count in sorted(accelerators.items()))
         raise ConfigError(

@@ -13,7 +13,7 @@ from rich.console import Console
 from runtime.progress import follow, watch
 from runtime.run import Run
 from runtime.run_report import report
-from runtime.run_view import view
+from runtime.run_view import attempt_rows, view
 from runtime.show import loss_curve
 from storage.runs import RunFolder
 from tests.conftest import wait_for
@@ -159,3 +159,10 @@ def test_a_notebook_gets_figures(recovered: RunFolder, what: str, tmp_path: Path
     loss, eval_loss = run.plot().axes[0].lines
     assert list(loss.get_xdata()) == list(range(1, 41))
     assert list(eval_loss.get_ydata()) == [0.75]
+
+
+def test_an_attempt_that_never_said_how_it_ended_was_cut_off_but_for_the_one_that_goes_on():
+    attempts = [{"num_workers": 2}, {"num_workers": 2, "ended": "failed"}, {"num_workers": 1}]
+    living = attempt_rows(attempts, goes_on=True)
+    assert [row["ended"] for row in living] == ["cut off", "failed", "goes on"]
+    assert attempt_rows(attempts, goes_on=False)[-1]["ended"] == "cut off"

@@ -14,9 +14,10 @@ from typing import Any
 
 import psutil
 
-from cluster import local
+from cluster import jobs, local
 from cluster.environments import interpreter
 from cluster.processes import descendants
+from cluster.rest import call
 from runtime.run import ENDED, Run
 from tests.conftest import TestCluster, wait_for
 
@@ -132,6 +133,22 @@ def node(cluster: TestCluster, log: Path, *, num_cpus: float) -> Iterator[psutil
     finally:
         kill_tree(process)
         started.wait()
+
+
+@contextmanager
+def all_cpus_taken(cluster: TestCluster) -> Iterator[None]:
+    """A job holds every CPU of the shared cluster."""
+    cpus = cluster.tandem().resources()["CPU"]
+    body = {"entrypoint": "sleep 600", "entrypoint_num_cpus": cpus}
+    job = call("POST", cluster.dashboard_url, "/api/jobs/", body=body)["submission_id"]
+    try:
+        wait_for(lambda: (jobs.details(cluster.dashboard_url, job) or {})["status"] == "RUNNING", "it runs")
+        yield
+    finally:
+        jobs.stop(cluster.dashboard_url, job)
+        wait_for(
+            lambda: (jobs.details(cluster.dashboard_url, job) or {})["status"] in jobs.ENDED, "it has ended"
+        )
 
 
 @contextmanager

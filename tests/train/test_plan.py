@@ -335,7 +335,10 @@ def test_the_workers_of_one_job_are_on_one_product_of_gpu(spec: dict[str, Any], 
     assert "scaling.accelerator_type is A100: all workers are on one product of GPU." in planned.notes
     assert on_gpus(spec, store, {"L4": 4.0, "A100": 8.0}, accelerator_type="L4").accelerator_type == "L4"
     assert on_gpus(spec, store, {"L4": 4.0, "A100": 8.0}, accelerator_type="any").accelerator_type is None
-    assert on_gpus(spec, store, {"A100": 8.0}).accelerator_type is None
+    # Where there is one it is said too: nodes of another product may join while the run goes on.
+    alone = on_gpus(spec, store, {"A100": 8.0})
+    assert alone.accelerator_type == "A100"
+    assert not any("accelerator_type" in note for note in alone.notes)
 
 
 def test_no_product_with_room_for_all_workers_is_refused_with_what_there_is(

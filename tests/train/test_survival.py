@@ -20,6 +20,7 @@ from storage.store import Store, open_store
 from tests.conftest import TestCluster, wait_for
 from tests.servers.small_disk import small_disk
 from tests.train.living import (
+    all_cpus_taken,
     another_cluster,
     began,
     driver,
@@ -192,6 +193,16 @@ def test_faults_that_would_come_again_end_the_run_with_their_reason_and_keep_the
     assert "What is the 17th?" in str(row.error)
     # Once each: trying again would change nothing.
     assert [len(run.folder.attempts()) for run in runs] == [1, 1, 1]
+
+
+def test_a_run_that_finds_no_room_says_what_it_waits_for_and_gives_up_in_time(inputs: TestCluster):
+    scaling = {"num_workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 1}
+    with all_cpus_taken(inputs):
+        run = inputs.tandem().train(lesson("patient", scaling=scaling, failure={"start_timeout_s": 8}))
+        told = "room for 2 workers of 1 CPU; 0 would fit"
+        wait_for(lambda: run.folder.waiting() == told, "it says what it waits for")
+        assert ended(run) == "FAILED"
+    assert str(run.error).startswith(f"no {told}, within failure.start_timeout_s (8 s).")
 
 
 def test_workers_whose_run_another_driver_has_taken_up_leave_it_alone(inputs: TestCluster):

@@ -170,9 +170,9 @@ class Attempts:
 
     def _no_room(self, workers: int) -> str:
         return (
-            f"no room for {workers} workers of {self._plan.resources_per_worker} within "
-            f"failure.start_timeout_s ({self._plan.failure.start_timeout_s:g} s); "
-            f"{room.fitting(self._plan)} would fit"
+            f"no {room.missing(self._plan, workers, room.fitting(self._plan))}, within "
+            f"failure.start_timeout_s ({self._plan.failure.start_timeout_s:g} s). Wait for other jobs, or lower "
+            "scaling.num_workers."
         )
 
     def _gave_up_waiting(self) -> bool:

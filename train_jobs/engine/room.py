@@ -28,6 +28,12 @@ def fitting(plan: TrainPlan, held: Mapping[str, int] | None = None) -> int:
     return workers_in(list(free.values()), needs, plan.placement_strategy)
 
 
+def missing(plan: TrainPlan, workers: int, free: int) -> str:
+    """What so many workers find too little of, for people: ``room for 2 workers of 1 GPU; 1 would fit``."""
+    each = ", ".join(f"{amount:g} {name}" for name, amount in plan.resources_per_worker.items())
+    return f"room for {workers} workers of {each}; {free} would fit"
+
+
 def wanted(plan: TrainPlan) -> dict[str, float]:
     """What one worker takes from its node."""
     found = {name: amount for name, amount in plan.resources_per_worker.items() if amount}

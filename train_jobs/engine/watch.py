@@ -27,7 +27,8 @@ class Watch:
         self._larger = [size for size in worker_counts(plan) if size > workers]
         self._closing = threading.Event()
         self._asked = False
-        self._waiting: str | None = None
+        self._seen: str | None = None
+        self._said: str | None = None
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
         self._thread.start()
 
@@ -41,7 +42,7 @@ class Watch:
         while not self._closing.wait(_POLL_S):
             try:
                 nodes = worker_nodes()
-                self._say_what_it_waits_for(nodes)
+                self._say_what_it_waits_for(has_room=bool(nodes) or worker_nodes(state="PENDING_CREATION"))
                 self._leave_draining_nodes(nodes)
                 if nodes and self._larger and time.monotonic() > next_resize_s:
                     self._take_more_room(nodes)
@@ -49,16 +50,16 @@ class Watch:
             except Exception as error:  # of any kind: the next look may go better
                 _log.warning("watch: %s", error)
 
-    def _say_what_it_waits_for(self, nodes: Counter[str]) -> None:
-        free = None if nodes else room.fitting(self._plan)
+    def _say_what_it_waits_for(self, *, has_room: bool) -> None:
+        free = self._workers if has_room else room.fitting(self._plan)
         waiting = None
-        if free is not None and free < self._workers:
-            waiting = (
-                f"room for {self._workers} workers of {self._plan.resources_per_worker}; {free} would fit"
-            )
-        if waiting != self._waiting:
+        if free < self._workers:
+            waiting = room.missing(self._plan, self._workers, free)
+        # Twice in a row: between the reservation and the workers' start the room is taken, and by us.
+        if waiting == self._seen and waiting != self._said:
             self._folder.set_waiting(waiting)
-            self._waiting = waiting
+            self._said = waiting
+        self._seen = waiting
 
     def _leave_draining_nodes(self, nodes: Counter[str]) -> None:
         leaving = nodes.keys() & room.draining()
@@ -74,8 +75,8 @@ class Watch:
             self._asked = True
 
 
-def worker_nodes() -> Counter[str]:
+def worker_nodes(*, state: str = "ALIVE") -> Counter[str]:
     """This job's training workers by the id of their node."""
     job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
-    found = actors(job_id=job, actor_state_name="ALIVE").values()
+    found = actors(job_id=job, actor_state_name=state).values()
     return Counter(one["Address"]["NodeID"] for one in found if "RayTrainWorker" in one["ActorClassName"])
