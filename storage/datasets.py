@@ -94,7 +94,7 @@ class Datasets:
             ConfigError: there is no row, or one is bad; says which.
             Conflict: the dataset exists.
         """
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        lines = [_line(row) for row in rows]
         if not lines:
             raise ConfigError(f"dataset {name}: has no rows. Give at least one.")
         with tempfile.TemporaryDirectory() as scratch:
@@ -229,3 +229,13 @@ def _arrange(folder: Path, name: str, files: Sequence[Path], summary: DatasetSum
         except OSError:
             shutil.copyfile(file, target)
     write_json(folder / INFO_NAME, {name: summary.info})
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # Half a surrogate pair: as an escape it can be written, and the check says which row has it.
+        return json.dumps(row)
+    return text

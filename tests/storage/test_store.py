@@ -137,3 +137,10 @@ def test_the_stores_address_comes_from_the_argument_or_the_environment(tmp_path:
     assert open_store(str(tmp_path / "arg")).uri == str(tmp_path / "arg")
     with pytest.raises(ConfigError, match=r"the store 'ftp://b/p': its scheme is 'ftp'.*Known: file, gs, hf"):
         open_store("ftp://b/p")
+
+
+def test_half_a_character_in_a_row_given_from_python_is_refused_with_its_row(store: Store):
+    rows = [{"instruction": "?", "output": "fine"}, {"instruction": "?", "output": "cut \ud83d"}]
+    with pytest.raises(ConfigError, match=r"line 2: holds one half of a .* pair"):
+        store.add_dataset("cut", rows)
+    assert store.datasets() == []

@@ -171,8 +171,8 @@ class Attempts:
     def _no_room(self, workers: int) -> str:
         return (
             f"no {room.missing(self._plan, workers, room.fitting(self._plan))}, within "
-            f"failure.start_timeout_s ({self._plan.failure.start_timeout_s:g} s). Wait for other jobs, or lower "
-            "scaling.num_workers."
+            f"failure.start_timeout_s ({self._plan.failure.start_timeout_s:g} s). Wait for other jobs, "
+            "or lower scaling.num_workers."
         )
 
     def _gave_up_waiting(self) -> bool:

@@ -34,7 +34,7 @@ def ensure_ops(deepspeed_config: dict[str, Any], *, use_gpu: bool) -> None:
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
     # Ray does not put the environment's programs on PATH. And another ninja would build everything anew.
     os.environ["PATH"] = f"{Path(sys.prefix) / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
-    with locked(folder.parent / f"{folder.name}.lock", waiting_for="it compiles DeepSpeed's cpu_adam"):
+    with locked(folder.parent / f"{folder.name}.lock", waiting_for="it builds or loads DeepSpeed's cpu_adam"):
         # torch's own lock is a file that a killed compiler leaves, and then everybody waits for ever. Whoever
         # holds ours is alone here.
         (folder / "cpu_adam" / "lock").unlink(missing_ok=True)
