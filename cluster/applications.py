@@ -31,6 +31,12 @@ def applications(dashboard_url: str) -> dict[str, dict[str, Any]]:
     return dict(details(dashboard_url).get("applications") or {})
 
 
+def http_host(dashboard_url: str) -> str | None:
+    """Where Serve's HTTP server listens; None where Serve has not started or nobody said."""
+    host = (details(dashboard_url).get("http_options") or {}).get("host")
+    return str(host) if host else None
+
+
 def deploy(dashboard_url: str, application: Mapping[str, Any], *, http_port: int | None) -> None:
     """Add ``application``, or replace the one of the same name.
 

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from cluster.code import code_snapshot
 from cluster.environments import interpreter
+from cluster.haproxy import FOLDER_BYTES, haproxy_env
 from cluster.lock import locked
 from cluster.processes import descendants, free_port, is_alive, kill_all, port_is_free
 from cluster.rest import answers, checked_url, cluster_resources, head_ip
@@ -163,7 +164,7 @@ def _start(spec: LocalClusterSpec) -> LocalCluster:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=_environment(spec),
+            env=_environment(spec, temp_dir),
             cwd=home(),
             start_new_session=True,
         )
@@ -209,7 +210,7 @@ def _ray_start(spec: LocalClusterSpec, ports: dict[str, int], temp_dir: Path) ->
     ]
 
 
-def _environment(spec: LocalClusterSpec) -> dict[str, str]:
+def _environment(spec: LocalClusterSpec, temp_dir: Path) -> dict[str, str]:
     """The head's environment, which every worker of the cluster inherits."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON", "VIRTUAL_ENV"))}
     core_bin = str(interpreter("core").parent)
@@ -231,6 +232,7 @@ def _environment(spec: LocalClusterSpec) -> dict[str, str]:
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         # How long `ray job stop` leaves a job for its last checkpoint; Ray's default is 3 s.
         "RAY_JOB_STOP_WAIT_TIME_S": "300",
+        **haproxy_env(_haproxy_dir(temp_dir)),
     }
 
 
@@ -283,12 +285,25 @@ def _temp_dir() -> Path:
     """Ray's folder below our own, or a short one where the sockets' paths would become too long."""
     folder = home() / "ray"
     if len(str(folder)) + 65 > _SOCKET_PATH_BYTES:
-        mark = hashlib.sha256(str(home()).encode()).hexdigest()[:8]
-        folder = Path(tempfile.gettempdir()) / f"tandem-{os.getuid()}-{mark}"
+        folder = _short_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    _drop_old_sessions(folder)
+    return folder
+
+
+def _haproxy_dir(temp_dir: Path) -> Path:
+    """HAProxy's folder below Ray's own, or a short one: its sockets' paths may be shorter still."""
+    folder = temp_dir / "haproxy"
+    return folder if len(str(folder)) <= FOLDER_BYTES else _short_dir() / "haproxy"
+
+
+def _short_dir() -> Path:
+    """A folder of this user with a short path, for this TANDEM_HOME."""
+    mark = hashlib.sha256(str(home()).encode()).hexdigest()[:8]
+    folder = Path(tempfile.gettempdir()) / f"tandem-{os.getuid()}-{mark}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise ClusterError(f"{folder} belongs to somebody else. Set TANDEM_HOME to a shorter path.")
-    _drop_old_sessions(folder)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -62,13 +63,15 @@ class App:
         return self
 
     def openai(self) -> OpenAI:
-        """An ``openai`` client that asks this app. Waits until the app answers."""
+        """An ``openai`` client for this app, with the key in ``$TANDEM_API_KEY``. Waits until it answers."""
         from openai import DefaultHttpxClient, OpenAI
 
         self.wait()
         # A proxy from the environment is for other machines, never for this one.
         http_client = DefaultHttpxClient(trust_env=is_remote(self.url))
-        return OpenAI(base_url=f"{self.url}/v1", api_key="none", timeout=600, http_client=http_client)
+        # The client insists on a key; an app with `auth: none` looks at none.
+        key = os.environ.get("TANDEM_API_KEY") or "none"
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, timeout=600, http_client=http_client)
 
     def chat(self, messages: str | Iterable[Mapping[str, Any]], **parameters: Any) -> str:
         """The model's reply to a question, or to a list of chat messages.

@@ -11,7 +11,9 @@ from typing import Any
 import click
 
 from runtime import __version__
+from runtime.cli_adapters import adapters
 from runtime.cli_datasets import datasets
+from runtime.cli_keys import keys
 from runtime.cli_models import models
 from runtime.cli_options import address_option, dry_run_option, json_option, store_option
 from runtime.cli_runs import runs
@@ -223,6 +225,8 @@ def serve(spec: Path, address: str | None, store: str | None, dry_run: bool, no_
     click.echo(f"App {app.name}: {app.status}\n    {app.url}/v1")
 
 
+main.add_command(adapters)
+main.add_command(keys)
 main.add_command(runs)
 main.add_command(models)
 main.add_command(datasets)

@@ -70,7 +70,7 @@ TRAIN_SPEC: dict[str, Any] = {
 SERVE_SPEC: dict[str, Any] = {
     "name": NAME,
     "model": NAME,
-    "route_prefix": "/",
+    "auth": "none",
     "engine": {"max_model_len": 256, "max_num_seqs": 16},
     "resources": {"cpus": 0.5},
 }

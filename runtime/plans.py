@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster import local
-from cluster.rest import accelerators, cluster_resources
+from cluster.applications import http_host
+from cluster.rest import accelerators, checked_url, cluster_resources
 from runtime.core.config import blamed_on, load_spec
 from serve_apps.plan import ServePlan, plan_serve
 from serve_apps.spec import ServeSpec
@@ -27,7 +28,10 @@ def serve_plan(spec: Path, address: str | None, store: str | None) -> ServePlan:
     with blamed_on(spec):
         resolved = load_spec(ServeSpec, spec)
         return plan_serve(
-            resolved, store=open_store(resolved.store or store), cluster_resources=_resources(address)
+            resolved,
+            store=open_store(resolved.store or store),
+            cluster_resources=_resources(address),
+            http_host=http_host(checked_url(address)) if address else "127.0.0.1",
         )
 
 

@@ -21,6 +21,7 @@ from cluster import applications, jobs, local
 from cluster.code import code_snapshot
 from cluster.environments import check_pair
 from cluster.rest import accelerators, checked_url, cluster_resources, ray_version
+from runtime.adapters import AppAdapters
 from runtime.app import App
 from runtime.core.config import blamed_on, load_spec, origin_of
 from runtime.core.errors import ConfigError, EnvironmentFault
@@ -172,7 +173,12 @@ class Tandem:
         with blamed_on(spec):
             resolved = load_spec(ServeSpec, spec)
             store = open_store(resolved.store) if resolved.store else self.store
-            return plan_serve(resolved, store=store, cluster_resources=self.resources())
+            return plan_serve(
+                resolved,
+                store=store,
+                cluster_resources=self.resources(),
+                http_host="127.0.0.1" if self._local else applications.http_host(self.dashboard_url),
+            )
 
     def serve(self, spec: ServeSource) -> App:
         """Deploy a serve app, or replace the one of the same name, and return at once.
@@ -206,6 +212,10 @@ class Tandem:
             known = [other.name for other in self.apps()]
             raise ConfigError(f"app {name!r} is not deployed. Deployed: {', '.join(known) or 'none'}.")
         return app
+
+    def adapters(self, app: str) -> AppAdapters:
+        """The LoRA adapters of a deployed app: list, add, remove, without a restart."""
+        return AppAdapters(self.dashboard_url, app, self.store)
 
     # the store
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from cluster import applications, local
+from runtime.core.config import load_spec
 from runtime.core.errors import ConfigError
+from serve_apps.adapters import references
+from serve_apps.plan import IMPORT_PATH
+from serve_apps.spec import ServeSpec
+from storage import attached
 from storage.models import ModelVersion
 from storage.store import Store
 
@@ -21,11 +26,12 @@ def remove_model(store: Store, ref: str, address: str | None) -> ModelVersion:
     found = store.model(ref, field="MODEL")
     url = local.dashboard_of(address)
     for name, app in (applications.applications(url) if url else {}).items():
-        arguments = (app.get("deployed_app_config") or {}).get("args", {})
-        if arguments.get("model") in (found.ref, found.place.uri) and arguments.get("store") in (
-            None,
-            store.uri,
-        ):
+        config = app.get("deployed_app_config") or {}
+        arguments = config.get("args", {})
+        if config.get("import_path") != IMPORT_PATH or arguments.get("store") not in (None, store.uri):
+            continue
+        adapters = references(load_spec(ServeSpec, arguments), attached.listing(store, name))
+        if {arguments["model"], *adapters.values()} & {found.ref, found.place.uri}:
             raise ConfigError(
                 f"{found.ref} is served by the app {name!r}. Serve another version, or end the app first: "
                 f"tandem stop {name}."

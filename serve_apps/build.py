@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from cluster.environments import check_pair, interpreter, process_env
 from runtime.core.config import load_spec
@@ -32,7 +33,19 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     """
     check_pair(("core", "serve"))
     spec = load_spec(ServeSpec, args)
-    return deploy(plan_serve(spec, store=open_store(spec.store), cluster_resources=ray.cluster_resources()))
+    plan = plan_serve(
+        spec,
+        store=open_store(spec.store),
+        cluster_resources=ray.cluster_resources(),
+        http_host=_http_host(),
+    )
+    return deploy(plan)
+
+
+def _http_host() -> str | None:
+    """Where this cluster's Serve listens."""
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    return ray.get(controller.get_http_config.remote()).host
 
 
 def deploy(plan: ServePlan) -> serve.Application:
@@ -43,13 +56,16 @@ def deploy(plan: ServePlan) -> serve.Application:
         .options(
             name=spec.name,
             max_ongoing_requests=plan.max_ongoing_requests,
-            autoscaling_config=spec.autoscaling.model_dump(),
+            autoscaling_config=spec.autoscaling.model_dump(exclude={"policy", "policy_target"}),
             # A model that does not load will not load the second time either; one more try is for
             # accidents, such as a neighbour on the GPU.
             max_constructor_retry_count=2,
             health_check_period_s=5,
-            health_check_timeout_s=30,
-            graceful_shutdown_timeout_s=20,
+            # The replica's own look at its engine ends before this and says more.
+            health_check_timeout_s=spec.health_check_timeout_s + 10,
+            graceful_shutdown_timeout_s=spec.graceful_shutdown_timeout_s,
+            # The door writes a line per request, and at a replica's speed a second one costs.
+            logging_config={"enable_access_log": False},
             ray_actor_options={**plan.ray_actor_options, "runtime_env": _runtime_env(plan)},
         )
         .bind(plan.model_dump(mode="json"))
@@ -60,5 +76,7 @@ def _runtime_env(plan: ServePlan) -> dict[str, Any]:
     env_vars = {**process_env("serve"), **plan.env_vars}
     # A runtime_env replaces PYTHONPATH; the cluster's own, where this code lies, must stay on it.
     paths = [env_vars.get("PYTHONPATH"), os.environ.get("PYTHONPATH")]
+    # vLLM's application and the HTTP server share one event loop: no token changes threads on its way out.
+    env_vars["RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"] = "0"
     env_vars["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     return {"py_executable": str(interpreter("serve")), "env_vars": env_vars}

@@ -6,26 +6,27 @@ from ray import serve
 
 
 class _Replica:
-    """One vLLM engine and vLLM's own FastAPI application in front of it; every route passes through."""
+    """One vLLM engine with vLLM's own FastAPI application, behind the door; every route passes through."""
 
     # Serve awaits the constructor, so the engine can be awaited here.
     async def __init__(self, plan: dict[str, Any]) -> None:  # type: ignore[misc]
         # Here and not above: this module is also imported where no vLLM is installed, to build the app.
-        from serve_apps.engine.openai import Engine
+        from serve_apps.engine.replica import Replica
 
-        self._engine = await Engine.start(plan)
+        self._replica = await Replica.start(plan)
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application that Serve puts behind its proxy."""
-        return self._engine.app
+        return self._replica.app
 
     async def check_health(self) -> None:
         """Raise when the engine is dead; Serve then replaces the replica."""
-        await self._engine.check_health()
+        await self._replica.check_health()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_engine"):
-            self._engine.stop()
+    # Serve awaits the destructor too.
+    async def __del__(self) -> None:  # type: ignore[misc]
+        if hasattr(self, "_replica"):
+            await self._replica.stop()
 
 
 # Not as a decorator on a name of its own: Serve pickles the class by its module and name, so the name must

@@ -10,6 +10,7 @@ from typing import Any
 
 from runtime.core.config import ConfigModel
 from runtime.core.errors import ConfigError
+from serve_apps.adapters import plan_adapters
 from serve_apps.arguments import faults
 from serve_apps.spec import ServeSpec
 from storage.models import ModelVersion
@@ -18,9 +19,12 @@ from storage.workspace import storage_env
 
 IMPORT_PATH = "serve_apps.build:build_app"
 
-MAX_ONGOING_REQUESTS = 256
-"""Requests Serve lets into one replica at a time. vLLM batches them continuously and queues the rest itself,
-so this is only a ceiling; Ray's default of 5 would starve the batch."""
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_MAX_REPLICAS = 4
+"""Replicas that a burst may start when nobody said: a training job still finds room on a larger cluster."""
+_ROOM_TO_REFUSE = 4096
+"""Requests that Serve lets into a replica beyond those that the door works on or keeps waiting: Serve would
+keep them waiting without a word, the door refuses them in OpenAI's shape."""
 
 _CPU_KV_CACHE_BYTES = 1 << 30
 # One process fewer than vLLM's default for CPU: the worker lives inside the EngineCore process, which saves
@@ -48,7 +52,7 @@ class ServePlan(ConfigModel):
     """What one replica reserves: ``num_cpus`` and ``num_gpus``."""
 
     max_ongoing_requests: int
-    """Requests Serve lets into one replica at a time."""
+    """Requests Serve lets into one replica at a time: more than the spec's, which the door keeps to."""
 
     def application(self) -> dict[str, Any]:
         """One entry of ``applications`` in Ray Serve's config file or REST body."""
@@ -60,13 +64,20 @@ class ServePlan(ConfigModel):
         }
 
 
-def plan_serve(spec: ServeSpec, *, store: Store, cluster_resources: Mapping[str, float]) -> ServePlan:
+def plan_serve(
+    spec: ServeSpec,
+    *,
+    store: Store,
+    cluster_resources: Mapping[str, float],
+    http_host: str | None = "127.0.0.1",
+) -> ServePlan:
     """The plan for ``spec``.
 
     Args:
         spec: What to serve.
         store: Where ``spec.model`` is looked up.
         cluster_resources: All that the cluster has, in Ray's names: ``{"CPU": 2, "GPU": 1}``.
+        http_host: Address that Serve's HTTP server listens at.
 
     Raises:
         ConfigError: it can never work; one message with every fault of ``engine``, or the first other one.
@@ -75,6 +86,7 @@ def plan_serve(spec: ServeSpec, *, store: Store, cluster_resources: Mapping[str,
         raise ConfigError(
             "\n".join([f"serve app {spec.name} cannot be deployed.", *(f"  {f}" for f in found)])
         )
+    _check_open(spec, http_host)
     if not store.root.backend.shared:
         raise ConfigError(
             f"store is {store.uri!r}, which only this process sees; replicas are others. Use a folder, "
@@ -83,8 +95,8 @@ def plan_serve(spec: ServeSpec, *, store: Store, cluster_resources: Mapping[str,
     model = store.model(spec.model)
     if model.is_adapter:
         raise ConfigError(
-            f"model is {model.ref!r}, an adapter over {model.base}. Adapters cannot be served yet: train "
-            "with merge: true, or with llamafactory.finetuning_type: full."
+            f"model is {model.ref!r}, an adapter over {model.base}. Serve its base and name it there: model: "
+            f"{model.base}, adapters: {{{model.name}: {spec.model}}}."
         )
     if model.manifest is not None and model.manifest.stage == "rm":
         raise ConfigError(
@@ -97,22 +109,46 @@ def plan_serve(spec: ServeSpec, *, store: Store, cluster_resources: Mapping[str,
     options = {"num_cpus": spec.resources.cpus, "num_gpus": gpus * _workers(spec.engine)}
     _check_fits(spec, options, cluster_resources)
     return ServePlan(
-        spec=_resolved(spec, model, store, gpus),
+        spec=_resolved(spec, model, store, gpus, _max_replicas(spec, options, cluster_resources)),
         served_model_name=list(dict.fromkeys([spec.name, model.ref])),
-        engine=_gpu_arguments(spec.engine, gpus) if gpus else _cpu_arguments(spec.engine),
+        engine={
+            **plan_adapters(spec, store=store, model=model),
+            **(_gpu_arguments(spec.engine, gpus) if gpus else _cpu_arguments(spec.engine)),
+        },
         env_vars=_env_vars(spec, on_cpu=not gpus),
         ray_actor_options=options,
-        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        max_ongoing_requests=spec.max_ongoing_requests + spec.max_queued_requests + _ROOM_TO_REFUSE,
     )
 
 
-def _resolved(spec: ServeSpec, model: ModelVersion, store: Store, gpus: float) -> ServeSpec:
+def _check_open(spec: ServeSpec, http_host: str | None) -> None:
+    if spec.auth == "none" and http_host not in _LOOPBACK:
+        raise ConfigError(
+            f"auth is 'none', but Serve listens at {http_host or '0.0.0.0'}, where others could ask without "
+            "a key. Set auth: keys (a key: tandem keys create NAME), or let Serve listen at 127.0.0.1."
+        )
+
+
+def _max_replicas(
+    spec: ServeSpec, options: Mapping[str, float], cluster_resources: Mapping[str, float]
+) -> int:
+    if spec.autoscaling.max_replicas is not None:
+        return spec.autoscaling.max_replicas
+    pairs = (("CPU", options["num_cpus"]), ("GPU", options["num_gpus"]))
+    fitting = min(int(cluster_resources.get(name, 0) / wanted) for name, wanted in pairs if wanted)
+    return max(1, spec.autoscaling.min_replicas, min(fitting, _MAX_REPLICAS))
+
+
+def _resolved(
+    spec: ServeSpec, model: ModelVersion, store: Store, gpus: float, max_replicas: int
+) -> ServeSpec:
     return spec.model_copy(
         update={
             "model": model.ref,
             "store": store.uri,
             "route_prefix": spec.route_prefix or f"/{spec.name}",
             "resources": spec.resources.model_copy(update={"gpus": gpus}),
+            "autoscaling": spec.autoscaling.model_copy(update={"max_replicas": max_replicas}),
         }
     )
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from runtime.core.config import ConfigModel
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_ROUTE_PREFIX = re.compile(r"/|(/[A-Za-z0-9._~-]+)+")
+_ROUTE_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_FRONT_PATHS = ("/v1", "/v2", "/-", "/admin")
 
 
 class Autoscaling(ConfigModel):
@@ -20,8 +21,8 @@ class Autoscaling(ConfigModel):
     """Replicas that always run. 0 lets an idle app give everything back; its first request then waits
     for an engine to start."""
 
-    max_replicas: int = Field(1, ge=1)
-    """Replicas at most."""
+    max_replicas: int | None = Field(None, ge=1)
+    """Replicas at most. Unset: as many as the cluster can hold, but not more than 4."""
 
     target_ongoing_requests: float = Field(32, gt=0)
     """Requests in flight per replica that Serve aims at. Ray's default of 2 would start a second engine
@@ -34,9 +35,15 @@ class Autoscaling(ConfigModel):
     downscale_delay_s: float = Field(600, ge=0)
     """Seconds the load must stay low before a replica is removed."""
 
+    policy: str = "ongoing_requests"
+    """What the number of replicas follows: the name of a file in ``serve_apps/policies``."""
+
+    policy_target: float | None = Field(None, gt=0)
+    """What the policy aims at per replica, in its own unit. Unset: the policy's own default."""
+
     @model_validator(mode="after")
     def _ordered(self) -> Autoscaling:
-        if self.min_replicas > self.max_replicas:
+        if self.max_replicas is not None and self.min_replicas > self.max_replicas:
             raise ValueError(
                 f"min_replicas is {self.min_replicas} but max_replicas is {self.max_replicas}. "
                 f"Raise max_replicas to {self.min_replicas} or more."
@@ -80,14 +87,46 @@ class ServeSpec(ConfigModel):
     engine: dict[str, Any] = {}
     """vLLM's arguments under vLLM's names, such as ``max_model_len`` or ``tensor_parallel_size``."""
 
+    adapters: dict[str, str] = {}
+    """LoRA adapters by the model name that clients send: ``name`` of a model in the store (its latest
+    version, replaced while requests run when a newer one is published), ``name/version``, ``run:<run>``
+    (the latest that this run published), a path or an address."""
+
+    auth: Literal["keys", "none"] = "keys"
+    """``keys``: every request carries an API key (``tandem keys``). ``none``: open to all who reach it,
+    which Serve then must allow from this machine only."""
+
+    keys: str | None = None
+    """Folder of the API keys' records, an address or path (such as a mounted Kubernetes Secret). Unset:
+    ``keys/`` of the store."""
+
     autoscaling: Autoscaling = Autoscaling()
     """How many replicas run."""
+
+    max_ongoing_requests: int = Field(256, ge=1)
+    """Requests that one replica hands to its engine at a time; vLLM batches them continuously."""
+
+    max_queued_requests: int = Field(256, ge=0)
+    """Requests that wait at one replica beyond those; one more is refused with 429."""
+
+    graceful_shutdown_timeout_s: float = Field(60, ge=1)
+    """How long a replica that ends may finish its streams."""
+
+    health_check_timeout_s: float = Field(60, gt=0)
+    """An engine that does not answer for so long counts as stuck and is replaced. Longer than its longest
+    step: on CPU a long prompt may take seconds."""
+
+    log_requests: bool = True
+    """One JSON line per request in the replica's log: key id, model, tokens, times."""
+
+    log_prompts: bool = False
+    """Put the request's body into that line too."""
 
     resources: Resources = Resources()
     """What one replica reserves."""
 
     route_prefix: str | None = None
-    """Path below which the app answers; unset: ``/<name>``. ``/`` serves at the root."""
+    """Path below which the app answers beside ``/v1``, where all apps do; unset: ``/<name>``."""
 
     store: str | None = None
     """URI of the store that holds the model. Unset: the store of whoever deploys."""
@@ -107,7 +146,12 @@ class ServeSpec(ConfigModel):
     def _a_path(cls, route_prefix: str | None) -> str | None:
         if route_prefix is not None and not _ROUTE_PREFIX.fullmatch(route_prefix):
             raise ValueError(
-                f"is {route_prefix!r}. Write a path that begins with / and does not end with one, "
-                "such as /assistant, or / alone."
+                f"is {route_prefix!r}. Write a path that begins with / and does not end with one, such as "
+                "/assistant. At the root /v1 answers for all apps, by the request's model."
+            )
+        if route_prefix is not None and ("/" + route_prefix.split("/")[1]) in _FRONT_PATHS:
+            raise ValueError(
+                f"is {route_prefix!r}, but below /{route_prefix.split('/')[1]} all apps answer together. "
+                "Write another, such as /assistant."
             )
         return route_prefix

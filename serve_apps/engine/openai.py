@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,17 +14,19 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from runtime.core.errors import ServeError
 from runtime.core.log import get_logger
+from serve_apps.engine.client import CountingLLM
 from serve_apps.engine.command_line import command_line
 from serve_apps.engine.last_words import last_error
-from serve_apps.engine.watchdog import watch_over_children
+from serve_apps.engine.watchdog import kill_children, watch_over_children
 from storage.cached_folder import CachedFolder
 from storage.store import open_store
 
@@ -33,9 +36,12 @@ _log = get_logger(__name__)
 class Engine:
     """A running engine and its application. Get one from :meth:`start`."""
 
-    def __init__(self, client: AsyncLLM, app: FastAPI, model: CachedFolder) -> None:
+    def __init__(
+        self, client: CountingLLM, app: FastAPI, model: CachedFolder, *, stuck_after_s: float
+    ) -> None:
         self.app = app
         self._client = client
+        self._stuck_after_s = stuck_after_s
         # In use, so that the node cache keeps it: vLLM reads some of its files again later.
         self._model = model
 
@@ -63,19 +69,37 @@ class Engine:
             # "from None": Serve shows the whole chain in the app's status; the log above has it.
             raise ServeError(f"vLLM could not start with {spec['model']}: {said}") from None
         try:
-            return cls(client, await _build_app(client, args), model)
+            app = await _build_app(client, args)
+            return cls(client, app, model, stuck_after_s=spec["health_check_timeout_s"])
         except Exception as error:
             client.shutdown()
             _log.exception("vLLM's application could not start")
             raise ServeError(f"vLLM's application could not start: {last_error(error)}") from None
 
+    @property
+    def models(self) -> OpenAIServingModels:
+        """vLLM's registry of the names it answers to, adapters among them."""
+        return self.app.state.openai_serving_models
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether it was started with room for adapters."""
+        return self._client.vllm_config.lora_config is not None
+
     async def check_health(self) -> None:
-        """Ask vLLM itself.
+        """Ask vLLM itself, and its engine's process too: one that is alive may still be stuck.
 
         Raises:
             EngineDeadError: the engine's process is gone or failed.
+            ServeError: it did not answer in time; it has been killed.
         """
         await self._client.check_health()
+        try:
+            # A call that the engine answers between two steps, whatever it is busy with.
+            await asyncio.wait_for(self._client.is_sleeping(), self._stuck_after_s)
+        except TimeoutError:
+            kill_children()
+            raise ServeError(f"the engine did not answer within {self._stuck_after_s:g} s") from None
 
     def stop(self) -> None:
         """End the engine's processes."""
@@ -111,19 +135,20 @@ def _parse(plan: Mapping[str, Any], model_path: Path) -> argparse.Namespace:
     return args
 
 
-def _start_client(args: argparse.Namespace) -> AsyncLLM:
+def _start_client(args: argparse.Namespace) -> CountingLLM:
     engine_args = AsyncEngineArgs.from_cli_args(args)
     config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
-    return AsyncLLM.from_vllm_config(
+    return CountingLLM.from_vllm_config(
         vllm_config=config,
         usage_context=UsageContext.OPENAI_API_SERVER,
+        stat_loggers=[RayPrometheusStatLogger],
         enable_log_requests=engine_args.enable_log_requests,
         aggregate_engine_logging=engine_args.aggregate_engine_logging,
         disable_log_stats=engine_args.disable_log_stats,
     )
 
 
-async def _build_app(client: AsyncLLM, args: argparse.Namespace) -> FastAPI:
+async def _build_app(client: CountingLLM, args: argparse.Namespace) -> FastAPI:
     tasks = await client.get_supported_tasks()
     app = build_app(args, tasks, client.model_config)
     await init_app_state(client, app.state, args, tasks)

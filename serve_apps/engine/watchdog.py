@@ -49,6 +49,14 @@ def watch_over_children() -> None:
 _KEPT_OPEN: list[int] = []
 
 
+def kill_children() -> None:
+    """Kill what the calling process started, the watchdog excepted."""
+    for pid, _ in family(set(), os.getpid()):
+        if os.getsid(pid) == os.getsid(0):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 def main(replica: int, mark: str) -> None:
     """Wait for the end of standard input, then kill what the replica left."""
     for number in _NOT_ITS_END:

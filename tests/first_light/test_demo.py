@@ -201,8 +201,11 @@ def test_a_cluster_is_reached_by_its_address_too(demo: Demo):
 
 
 def test_a_path_that_is_taken_is_refused_with_the_apps_name(demo: Demo):
-    with pytest.raises(ConfigError, match=r"route_prefix is '/', where the app 'docstrings' answers"):
-        demo.cluster.tandem().serve({"name": "second", "model": "docstrings", "route_prefix": "/"})
+    taken = {"name": "second", "model": "docstrings", "auth": "none", "route_prefix": "/docstrings"}
+    with pytest.raises(
+        ConfigError, match=r"route_prefix is '/docstrings', where the app 'docstrings' answers"
+    ):
+        demo.cluster.tandem().serve(taken)
 
 
 def test_the_serve_example_is_served_asked_and_ended_by_the_command_line(
@@ -215,8 +218,9 @@ def test_the_serve_example_is_served_asked_and_ended_by_the_command_line(
 
     url = f"{demo.cluster.http_url}/docstrings"
     assert f"{url}/v1" in command(*tandem_command, "serve", "examples/serve/docstrings.yaml")
-    # The example has the demo's name: the app moved from / to /docstrings.
     assert demo.app.url == url
-    assert "[DONE]" in command("bash", "examples/http/ask.sh", url, "docstrings")
-    assert "docstrings" in command(sys.executable, "examples/http/ask.py", url, "docstrings")
+    assert "[DONE]" in command("bash", "examples/http/ask.sh", demo.cluster.http_url, "docstrings")
+    assert "docstrings" in command(
+        sys.executable, "examples/http/ask.py", demo.cluster.http_url, "docstrings"
+    )
     assert command(*tandem_command, "stop", "docstrings") == "App docstrings has ended.\n"

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from cluster import applications
+from cluster import applications, local
 from cluster.environments import interpreter, process_env
 from serve_apps.arguments import CATALOGUE
 from serve_apps.plan import IMPORT_PATH
@@ -62,6 +62,7 @@ def delete(cluster: TestCluster, name: str) -> None:
 
 def deploy(cluster: TestCluster, **spec: Any) -> dict[str, Any]:
     """Serve's details of an app once it settled; sent as plain Ray would, with nothing checked before."""
+    spec = {"auth": "none", **spec}
     application = {
         "name": spec["name"],
         "route_prefix": f"/{spec['name']}",
@@ -107,11 +108,42 @@ def test_every_route_of_vllm_answers_below_the_prefix(client: httpx.Client):
     models = client.get("/v1/models").json()["data"]
     assert [model["id"] for model in models] == ["docstrings", f"{BASE}/v1"]
     assert client.get("/health").status_code == 200
-    assert "vllm:num_requests_running" in client.get("/metrics").text
     tokens = client.post("/tokenize", json={"model": "docstrings", "prompt": "os.getcwd"}).json()
     text = client.post("/detokenize", json={"model": "docstrings", "tokens": tokens["tokens"]}).json()
     assert text["prompt"] == "os.getcwd"
     assert client.get("/v1/nothing").status_code == 404
+
+
+def test_the_engines_own_metrics_come_through_rays(cluster: TestCluster, client: httpx.Client):
+    body = {"model": "docstrings", "prompt": "def", "max_tokens": 2}
+    assert client.post("/v1/completions", json=body).status_code == 200
+    running = local.current()
+    assert running
+    (found,) = json.loads((Path(running.temp_dir) / "prom_metrics_service_discovery.json").read_text())
+
+    def scraped() -> str:
+        targets = [f"http://{target}/metrics" for target in found["targets"]]
+        return "".join(httpx.get(target, trust_env=False).text for target in targets)
+
+    wait_for(lambda: "ray_vllm_generation_tokens" in scraped(), "the engine's tokens among Ray's metrics", 60)
+
+
+def test_a_client_that_leaves_aborts_its_generation(cluster: TestCluster, client: httpx.Client):
+    body = {"model": "docstrings", "prompt": "def", "max_tokens": 400, "ignore_eos": True, "stream": True}
+    with client.stream("POST", "/v1/completions", json=body) as reply:
+        next(reply.iter_lines())
+    pid = replica_pid(cluster, "docstrings")
+    logs = (Path(local.current().temp_dir) / "session_latest/logs").glob(f"worker-*-{pid}.err")  # type: ignore[union-attr]
+    (log,) = logs
+
+    def last() -> dict[str, Any]:
+        lines = [line for line in log.read_text().splitlines() if line.startswith('{"at"')]
+        return json.loads(lines[-1])
+
+    wait_for(
+        lambda: last()["status"] == 200 and last()["path"] == "/v1/completions", "its line in the log", 30
+    )
+    assert 0 < last()["completion_tokens"] < 400 and last()["ttft_s"] > 0
 
 
 def test_chat_answers_the_same_to_the_name_and_to_the_version(client: httpx.Client):

@@ -104,6 +104,6 @@ def test_the_deployment_crosses_to_the_serve_environment_by_name(
     assert (options["num_cpus"], options["num_gpus"]) == (0.5, 0)
     assert options["runtime_env"]["py_executable"] == sys.executable
     assert options["runtime_env"]["env_vars"]["PYTHONPATH"].split(":")[-1] == "/code"
-    assert deployment.max_ongoing_requests == 256
+    assert deployment.max_ongoing_requests > spec.max_ongoing_requests + spec.max_queued_requests
     # By name, not by value: the class is read from the serve environment's own copy of Ray and of this code.
     assert len(pickle.dumps(VllmReplica)) < 100

@@ -34,12 +34,23 @@ def test_the_application_names_no_path_but_the_store_and_pins_the_version(with_m
             "name": "assistant",
             "model": "tiny/v1",
             "engine": {"max_model_len": 512},
+            "adapters": {},
+            "auth": "keys",
+            "keys": None,
+            "max_ongoing_requests": 256,
+            "max_queued_requests": 256,
+            "graceful_shutdown_timeout_s": 60.0,
+            "health_check_timeout_s": 60.0,
+            "log_requests": True,
+            "log_prompts": False,
             "autoscaling": {
                 "min_replicas": 1,
-                "max_replicas": 1,
+                "max_replicas": 4,
                 "target_ongoing_requests": 32.0,
                 "upscale_delay_s": 30.0,
                 "downscale_delay_s": 600.0,
+                "policy": "ongoing_requests",
+                "policy_target": None,
             },
             "resources": {"cpus": 0.5, "gpus": 0.0},
             "route_prefix": "/assistant",
@@ -64,8 +75,22 @@ def test_clients_may_send_the_name_or_the_version(with_model: Store):
     assert plan(with_model, LAPTOP).served_model_name == ["assistant", "tiny/v1"]
 
 
-def test_the_root_can_be_the_route(with_model: Store):
-    assert plan(with_model, LAPTOP, route_prefix="/").application()["route_prefix"] == "/"
+def test_a_burst_starts_as_many_replicas_as_fit_but_four_at_most(with_model: Store):
+    def most(cluster: dict[str, float], **autoscaling: int) -> int | None:
+        return plan(with_model, cluster, autoscaling=autoscaling).spec.autoscaling.max_replicas
+
+    assert [most(LAPTOP), most(ONE_GPU), most(EIGHT_GPUS)] == [4, 2, 4]
+    assert most(EIGHT_GPUS, min_replicas=6) == 6 and most(LAPTOP, max_replicas=9) == 9
+
+
+def test_an_open_app_is_refused_where_others_could_reach_it(with_model: Store):
+    spec = load_spec(ServeSpec, {"name": "assistant", "model": "tiny", "auth": "none"})
+    with pytest.raises(ConfigError, match=r"auth is 'none', but Serve listens at 0\.0\.0\.0"):
+        plan_serve(spec, store=with_model, cluster_resources=LAPTOP, http_host=None)
+
+
+def test_a_route_may_have_several_parts(with_model: Store):
+    assert plan(with_model, LAPTOP, route_prefix="/x/y").application()["route_prefix"] == "/x/y"
 
 
 def test_gpus_follow_the_cluster_unless_they_are_set(with_model: Store):

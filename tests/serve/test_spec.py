@@ -24,9 +24,15 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "serve"
         ({"route_prefix": "assistant/"}, r"route_prefix: is 'assistant/'\. Write a path that begins with /"),
         ({"resources": {"gpus": 2}}, r"resources\.gpus: is 2\.0.*engine\.tensor_parallel_size"),
         ({"resources": {"cpus": 0}}, r"resources\.cpus: is 0"),
-        ({"autoscaling": {"min_replicas": 2}}, r"autoscaling: min_replicas is 2 but max_replicas is 1"),
+        (
+            {"autoscaling": {"min_replicas": 2, "max_replicas": 1}},
+            r"autoscaling: min_replicas is 2 but max_replicas is 1",
+        ),
         ({"autoscaling": {"max_replica": 2}}, r"autoscaling\.max_replica: unknown field .* 'max_replicas'"),
-        ({"adapters": []}, r"adapters: unknown field"),
+        ({"route_prefix": "/v1"}, r"route_prefix: is '/v1', but below /v1 all apps answer together"),
+        ({"route_prefix": "/"}, r"At the root /v1 answers for all apps"),
+        ({"auth": "open"}, r"auth: is 'open'"),
+        ({"adapters": ["poet"]}, r"adapters: is \['poet'\]"),
     ],
 )
 def test_a_bad_field_is_refused_by_name_and_value(fields: dict[str, Any], message: str):

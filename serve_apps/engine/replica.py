@@ -1,0 +1,91 @@
+"""What runs in one replica: the engine, the door before it, its adapters, the record of its work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+
+from runtime.core.config import load_spec
+from serve_apps.adapter_routes import adapter_routes
+from serve_apps.door import Door
+from serve_apps.engine.adapters import AdapterKeeper
+from serve_apps.engine.openai import Engine
+from serve_apps.keyring import Keyring
+from serve_apps.limits import Limits
+from serve_apps.request_log import log_to_stderr
+from serve_apps.spec import ServeSpec
+from serve_apps.usage import Usage
+from storage.keys import keys_in
+from storage.store import open_store
+
+
+class Replica:
+    """An engine that clients may ask. Get one from :meth:`start`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        adapters: AdapterKeeper,
+        *,
+        spec: ServeSpec,
+        keyring: Keyring | None,
+        limits: Limits,
+        usage: Usage,
+    ) -> None:
+        self._engine, self._adapters, self._usage = engine, adapters, usage
+        self._background: list[Keyring | Limits] = [*([keyring] if keyring else []), limits]
+        self.app = Door(
+            engine.app,
+            name=spec.name,
+            keyring=keyring,
+            limits=limits,
+            max_ongoing_requests=spec.max_ongoing_requests,
+            max_queued_requests=spec.max_queued_requests,
+            log_requests=spec.log_requests,
+            log_prompts=spec.log_prompts,
+            usage=usage,
+        )
+
+    @classmethod
+    async def start(cls, plan: Mapping[str, Any]) -> Replica:
+        """Start the engine as the plan says, load its adapters, read the keys, and return when it can answer.
+
+        Args:
+            plan: A :class:`serve_apps.plan.ServePlan` as plain data.
+
+        Raises:
+            ServeError: vLLM did not start.
+            StorageError: the model could not be brought to this node.
+        """
+        log_to_stderr()
+        spec = load_spec(ServeSpec, plan["spec"])
+        store = open_store(spec.store)
+        engine = await Engine.start(plan)
+        replica_id = serve.get_replica_context().replica_id.unique_id
+        adapters = AdapterKeeper(engine.models, plan, replica_id=replica_id)
+        if engine.takes_adapters:
+            await adapters.start()
+        engine.app.router.routes[:0] = adapter_routes(plan)
+        keyring = Keyring(keys_in(store.root, spec.keys)) if spec.auth == "keys" else None
+        usage = Usage(store.root / "usage", app=spec.name, replica=replica_id)
+        limits = Limits()
+        for part in (keyring, limits, usage):
+            if part is not None:
+                await part.start()
+        return cls(engine, adapters, spec=spec, keyring=keyring, limits=limits, usage=usage)
+
+    async def check_health(self) -> None:
+        """Raise when the engine is dead or stuck."""
+        await self._engine.check_health()
+
+    async def stop(self) -> None:
+        """Write what is not yet written, and end the engine's processes."""
+        try:
+            await self._usage.stop()
+            for part in self._background:
+                await part.stop()
+            self._adapters.close()
+        finally:
+            self._engine.stop()

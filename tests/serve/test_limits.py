@@ -1,0 +1,129 @@
+"""Limits per key: a window that slides, tokens of requests that still run, and replicas that share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+import ray
+
+from serve_apps.limits import Limits, SharedWindows
+from serve_apps.refusal import Refused
+from serve_apps.tally import Tally
+from storage.keys import KeyRecord
+
+
+class Clock:
+    """Seconds that pass when we say so."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _key(**limits: int) -> KeyRecord:
+    return KeyRecord(
+        id="0123456789ab", name="ci", salt="0" * 32, sha256="0" * 64, created_at="2026-11-25", **limits
+    )
+
+
+def _request(limits: Limits, key: KeyRecord, tokens: int = 0) -> None:
+    tally = Tally("tiny")
+    limits.admit(key, tally)
+    tally.completion_tokens += tokens
+    limits.done(key, tally)
+
+
+def test_a_key_without_limits_is_not_even_counted():
+    limits = Limits()
+    for _ in range(1000):
+        _request(limits, _key(), tokens=10**6)
+    assert not limits._accounts
+
+
+def test_requests_per_minute_slide():
+    clock = Clock()
+    limits, key = Limits(clock=clock), _key(requests_per_minute=3)
+    for _ in range(3):
+        _request(limits, key)
+        clock.now += 10
+    with pytest.raises(Refused, match=r"0123456789ab: 3 of 3 requests in the last minute") as caught:
+        _request(limits, key)
+    # The first was 30 s ago and counts for 62.
+    assert (caught.value.status, caught.value.retry_after_s) == (429, pytest.approx(32))
+    assert dict(caught.value.headers())[b"retry-after"] == b"32"
+    clock.now += 32
+    _request(limits, key)
+    with pytest.raises(Refused):
+        _request(limits, key)
+
+
+def test_tokens_count_while_the_request_still_runs():
+    clock = Clock()
+    limits, key = Limits(clock=clock), _key(tokens_per_minute=100)
+    running = Tally("tiny")
+    limits.admit(key, running)
+    running.prompt_tokens, running.completion_tokens = 60, 39
+    _request(limits, key, tokens=1)
+    with pytest.raises(Refused, match="100 of 100 tokens"):
+        _request(limits, key)
+    limits.done(key, running)
+    clock.now += 59
+    with pytest.raises(Refused) as caught:
+        _request(limits, key)
+    assert caught.value.retry_after_s == pytest.approx(3)
+    clock.now += 3
+    _request(limits, key)
+
+
+def test_reports_are_summed_over_others_and_replace_what_was_said_before():
+    shared = SharedWindows()
+    shared.exchange("a", {"k": [(30.0, 1, 50), (0.0, 0, 7)]})
+    shared.exchange("a", {"k": [(40.0, 2, 60), (0.0, 0, 0)]})
+    shared.exchange("b", {"k": [(1.0, 5, 500)], "other": [(0.0, 9, 9)]})
+    others = shared.exchange("c", {"k": []})
+    assert list(others) == ["k"]
+    assert [(round(age_s), requests, tokens) for age_s, requests, tokens in others["k"]] == [
+        (40, 2, 60), (1, 5, 500),
+    ]  # fmt: skip
+    assert [use[1:] for use in shared.exchange("b", {"k": []})["k"]] == [(2, 60)]
+
+
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def test_replicas_share_a_limit_through_ray(local_ray: None):
+    key = _key(requests_per_minute=10, tokens_per_minute=1000)
+
+    async def both() -> str:
+        here, there = Limits(sync_s=0.05), Limits(sync_s=0.05)
+        await here.start()
+        await there.start()
+        try:
+            for _ in range(4):
+                _request(here, key, tokens=200)
+            running = Tally("tiny")
+            there.admit(key, running)
+            running.completion_tokens = 201
+            async with asyncio.timeout(60):
+                while True:
+                    await asyncio.sleep(0.05)
+                    try:
+                        for limits in (here, there):
+                            limits.admit(key, probe := Tally("tiny"))
+                            limits.done(key, probe)
+                    except Refused as refused:
+                        return str(refused)
+        finally:
+            await here.stop()
+            await there.stop()
+
+    # Ten requests or a thousand tokens: neither replica saw as many by itself.
+    said = asyncio.run(both())
+    assert "of 10 requests" in said or "1001 of 1000 tokens" in said
