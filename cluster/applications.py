@@ -17,6 +17,9 @@ from cluster.rest import call
 from runtime.core.errors import ClusterError, ConfigError
 from runtime.core.places import cache_root
 
+FRONT = "tandem-front"
+"""The app at ``/`` that knows all others. It is Tandem's own and no listing shows it."""
+
 _PATH = "/api/serve/applications/"
 _GONE_TIMEOUT_S = 60.0
 
@@ -27,8 +30,8 @@ def details(dashboard_url: str) -> dict[str, Any]:
 
 
 def applications(dashboard_url: str) -> dict[str, dict[str, Any]]:
-    """Serve's details of every application, by name; empty when Serve has not started."""
-    return dict(details(dashboard_url).get("applications") or {})
+    """Serve's details of every application but the front, by name; empty when Serve has not started."""
+    return {name: app for name, app in _all(dashboard_url).items() if name != FRONT}
 
 
 def http_host(dashboard_url: str) -> str | None:
@@ -37,11 +40,18 @@ def http_host(dashboard_url: str) -> str | None:
     return str(host) if host else None
 
 
-def deploy(dashboard_url: str, application: Mapping[str, Any], *, http_port: int | None) -> None:
+def deploy(
+    dashboard_url: str,
+    application: Mapping[str, Any],
+    *,
+    http_port: int | None,
+    front: Mapping[str, Any] | None = None,
+) -> None:
     """Add ``application``, or replace the one of the same name.
 
     Args:
         application: One entry of a Serve config file's ``applications``.
+        front: The entry of the front, which runs beside every app; None leaves it as it is.
         http_port: Port for the HTTP proxy on 127.0.0.1, should Serve not run yet; None leaves Serve's own
             settings alone (a cluster that somebody else configured).
 
@@ -57,7 +67,16 @@ def deploy(dashboard_url: str, application: Mapping[str, Any], *, http_port: int
         if applications(dashboard_url).get(name, {}).get("status") == "DEPLOY_FAILED":
             _put(dashboard_url, others, None)
             _wait_until_gone(dashboard_url, name)
-        _put(dashboard_url, [*others, dict(application)], http_port)
+        _put(dashboard_url, [*_with_front(others, front), dict(application)], http_port)
+
+
+def _with_front(others: list[dict[str, Any]], front: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The other apps and the front, in its newest form; somebody's own app at ``/`` keeps its place."""
+    if front is None:
+        return others
+    kept = [app for app in others if app["name"] != FRONT]
+    taken = any(app.get("route_prefix") == front["route_prefix"] for app in kept)
+    return kept if taken else [*kept, dict(front)]
 
 
 def delete(dashboard_url: str, name: str) -> None:
@@ -89,9 +108,13 @@ def _wait_until_gone(dashboard_url: str, name: str) -> None:
         time.sleep(0.2)
 
 
+def _all(dashboard_url: str) -> dict[str, dict[str, Any]]:
+    return dict(details(dashboard_url).get("applications") or {})
+
+
 def _configs(dashboard_url: str, *, without: str) -> list[dict[str, Any]]:
     """Configs of the running applications, ``without`` one and those on their way out."""
-    found = applications(dashboard_url).items()
+    found = _all(dashboard_url).items()
     kept = [d for name, d in found if name != without and d["status"] != "DELETING"]
     return [dict(d["deployed_app_config"]) for d in kept if d.get("deployed_app_config")]
 

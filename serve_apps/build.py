@@ -12,6 +12,7 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from cluster.environments import check_pair, interpreter, process_env
 from runtime.core.config import load_spec
+from serve_apps.autoscaling import autoscaling_config
 from serve_apps.deployment import VllmReplica
 from serve_apps.plan import ServePlan, plan_serve
 from serve_apps.spec import ServeSpec
@@ -56,7 +57,7 @@ def deploy(plan: ServePlan) -> serve.Application:
         .options(
             name=spec.name,
             max_ongoing_requests=plan.max_ongoing_requests,
-            autoscaling_config=spec.autoscaling.model_dump(exclude={"policy", "policy_target"}),
+            autoscaling_config=autoscaling_config(spec),
             # A model that does not load will not load the second time either; one more try is for
             # accidents, such as a neighbour on the GPU.
             max_constructor_retry_count=2,

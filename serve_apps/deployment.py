@@ -19,6 +19,14 @@ class _Replica:
         """The application that Serve puts behind its proxy."""
         return self._replica.app
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What the autoscaling policy may look at; Serve asks several times a look-back period."""
+        return self._replica.stats()
+
+    async def describe(self) -> dict[str, Any]:
+        """What the front tells of this app."""
+        return self._replica.describe()
+
     async def check_health(self) -> None:
         """Raise when the engine is dead; Serve then replaces the replica."""
         await self._replica.check_health()

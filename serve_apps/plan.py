@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.applications import FRONT
 from runtime.core.config import ConfigModel
 from runtime.core.errors import ConfigError
 from serve_apps.adapters import plan_adapters
@@ -18,6 +19,14 @@ from storage.store import Store
 from storage.workspace import storage_env
 
 IMPORT_PATH = "serve_apps.build:build_app"
+
+FRONT_APPLICATION: dict[str, Any] = {
+    "name": FRONT,
+    "route_prefix": "/",
+    "import_path": "serve_apps.front.build:build_front",
+    "args": {},
+}
+"""The front as an entry of ``applications``, beside those of the apps."""
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MAX_REPLICAS = 4

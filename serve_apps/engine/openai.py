@@ -26,6 +26,7 @@ from runtime.core.log import get_logger
 from serve_apps.engine.client import CountingLLM
 from serve_apps.engine.command_line import command_line
 from serve_apps.engine.last_words import last_error
+from serve_apps.engine.stats import EngineStats
 from serve_apps.engine.watchdog import kill_children, watch_over_children
 from storage.cached_folder import CachedFolder
 from storage.store import open_store
@@ -37,10 +38,17 @@ class Engine:
     """A running engine and its application. Get one from :meth:`start`."""
 
     def __init__(
-        self, client: CountingLLM, app: FastAPI, model: CachedFolder, *, stuck_after_s: float
+        self,
+        client: CountingLLM,
+        app: FastAPI,
+        model: CachedFolder,
+        stats: EngineStats,
+        *,
+        stuck_after_s: float,
     ) -> None:
         self.app = app
         self._client = client
+        self._stats = stats
         self._stuck_after_s = stuck_after_s
         # In use, so that the node cache keeps it: vLLM reads some of its files again later.
         self._model = model
@@ -61,7 +69,8 @@ class Engine:
         model = open_store(spec["store"]).model(spec["model"]).fetch()
         try:
             args = _parse(plan, model.path)
-            client = _start_client(args)
+            stats = EngineStats()
+            client = _start_client(args, stats)
         except Exception as error:
             # vLLM itself only says "see root cause above": the cause is what its processes wrote.
             _log.exception("vLLM could not start")
@@ -70,7 +79,7 @@ class Engine:
             raise ServeError(f"vLLM could not start with {spec['model']}: {said}") from None
         try:
             app = await _build_app(client, args)
-            return cls(client, app, model, stuck_after_s=spec["health_check_timeout_s"])
+            return cls(client, app, model, stats, stuck_after_s=spec["health_check_timeout_s"])
         except Exception as error:
             client.shutdown()
             _log.exception("vLLM's application could not start")
@@ -80,6 +89,15 @@ class Engine:
     def models(self) -> OpenAIServingModels:
         """vLLM's registry of the names it answers to, adapters among them."""
         return self.app.state.openai_serving_models
+
+    def stats(self) -> dict[str, float]:
+        """What it does now: see :meth:`EngineStats.now`."""
+        return self._stats.now(in_flight=self._client.output_processor.get_num_unfinished_requests())
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens of prompt and answer together."""
+        return self._client.model_config.max_model_len
 
     @property
     def takes_adapters(self) -> bool:
@@ -135,13 +153,13 @@ def _parse(plan: Mapping[str, Any], model_path: Path) -> argparse.Namespace:
     return args
 
 
-def _start_client(args: argparse.Namespace) -> CountingLLM:
+def _start_client(args: argparse.Namespace, stats: EngineStats) -> CountingLLM:
     engine_args = AsyncEngineArgs.from_cli_args(args)
     config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     return CountingLLM.from_vllm_config(
         vllm_config=config,
         usage_context=UsageContext.OPENAI_API_SERVER,
-        stat_loggers=[RayPrometheusStatLogger],
+        stat_loggers=[RayPrometheusStatLogger, stats.logger],
         enable_log_requests=engine_args.enable_log_requests,
         aggregate_engine_logging=engine_args.aggregate_engine_logging,
         disable_log_stats=engine_args.disable_log_stats,

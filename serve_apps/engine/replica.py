@@ -76,6 +76,15 @@ class Replica:
                 await part.start()
         return cls(engine, adapters, spec=spec, keyring=keyring, limits=limits, usage=usage)
 
+    def stats(self) -> dict[str, float]:
+        """What the engine does now, and how many wait for it: see ``EngineStats.now``."""
+        stats = self._engine.stats()
+        return stats | {"waiting": stats["waiting"] + self.app.admission.queued}
+
+    def describe(self) -> dict[str, Any]:
+        """``max_model_len``: tokens of prompt and answer together."""
+        return {"max_model_len": self._engine.max_model_len}
+
     async def check_health(self) -> None:
         """Raise when the engine is dead or stuck."""
         await self._engine.check_health()

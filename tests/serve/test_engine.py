@@ -78,7 +78,7 @@ def app_url(inputs: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> It
     """Where the app of examples/serve/plain.yaml answers: the file as it is, less the port and the model."""
     config = yaml.safe_load((ROOT / "examples/serve/plain.yaml").read_text())
     config["http_options"]["port"] = urlsplit(inputs.http_url).port
-    config["applications"][0]["args"]["model"] = BASE
+    config["applications"][1]["args"]["model"] = BASE
     file = tmp_path_factory.mktemp("serve") / "plain.yaml"
     file.write_text(yaml.safe_dump(config))
     serve(inputs, "deploy", str(file))
@@ -144,6 +144,23 @@ def test_a_client_that_leaves_aborts_its_generation(cluster: TestCluster, client
         lambda: last()["status"] == 200 and last()["path"] == "/v1/completions", "its line in the log", 30
     )
     assert 0 < last()["completion_tokens"] < 400 and last()["ttft_s"] > 0
+
+
+def test_one_endpoint_answers_for_every_app_by_the_model(inputs: TestCluster, app_url: str):
+    with httpx.Client(base_url=inputs.http_url, timeout=120, trust_env=False) as root:
+        (card,) = root.get("/v1/models").json()["data"]
+        assert card["id"] == "docstrings" and card["version"] == f"{BASE}/v1" and card["state"] == "RUNNING"
+        assert card["max_model_len"] == 512
+        assert root.get("/v1/models/docstrings").json() == card
+        body = {"prompt": "def", "max_tokens": 4, "temperature": 0, "model": "docstrings"}
+        replies = [root.post("/v1/completions", json=body) for _ in range(2)]
+        assert replies[0].json()["choices"] == replies[1].json()["choices"]
+        # The first came through the front, which knows no length before the end; then HAProxy knew the way.
+        assert "content-length" not in replies[0].headers and "content-length" in replies[1].headers
+        refused = root.post("/v1/completions", json=body | {"model": "docstring"})
+        assert refused.status_code == 404
+        assert "Known: docstrings, docstrings-base/v1" in refused.json()["error"]["message"]
+        assert root.post("/v1/completions", json={"prompt": "x"}).status_code == 400
 
 
 def test_chat_answers_the_same_to_the_name_and_to_the_version(client: httpx.Client):

@@ -1,0 +1,95 @@
+"""HAProxy finds the app by the request's ``model``: rules put into the config that Ray writes, then HAProxy.
+
+    python haproxy_rules.py REAL_HAPROXY -db -f CONFIG ...
+
+Ray starts this wherever it would start HAProxy. A request to ``/v1/...`` whose model is known gets its app's
+prefix before its path; Ray's own rules then send it straight to a replica. What a model's prefix is, HAProxy
+learns from the front's answers; what it does not know goes to the front. Standard library only: it runs with
+every reload.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+ROUTE_HEADER = "x-tandem-route"
+"""With it the front tells which prefix a model has. HAProxy takes it out of the answer."""
+
+_MARK = "# Tandem: an app by the request's model"
+_FRONTEND = re.compile(r"^frontend http_frontend\n    bind (?P<host>\S+):\d+\n", re.MULTILINE)
+_PREFIX = re.compile(r"^    acl is_\S+ path (?P<prefix>/\S+)$", re.MULTILINE)
+_ERRORFILE = re.compile(r"^    errorfile (?P<status>50[234]) .*$", re.MULTILINE)
+_WIDE_BIND = re.compile(r"^(?P<word> +bind )\*?:(?=\d+$)", re.MULTILINE)
+
+
+def amended(config: str, models_map: Path) -> str:
+    """Ray's config with our rules, or as it is where it looks otherwise (the front then does it all).
+
+    Args:
+        config: The text that Ray wrote.
+        models_map: File of HAProxy's map from model to prefix; it may be empty and must exist.
+    """
+    frontend = _FRONTEND.search(config)
+    prefixes = sorted({match["prefix"] for match in _PREFIX.finditer(config)} - {"/"})
+    if frontend is None or _MARK in config:
+        return config
+    if frontend["host"] == "127.0.0.1":
+        # Statistics and metrics are nobody else's business either.
+        config = _WIDE_BIND.sub(lambda match: f"{match['word']}127.0.0.1:", config)
+        frontend = _FRONTEND.search(config) or frontend
+    rules = _rules(prefixes, models_map) if prefixes else ""
+    config = config[: frontend.end()] + f"    {_MARK}\n{rules}" + config[frontend.end() :]
+    return _ERRORFILE.sub(_error, config)
+
+
+def _rules(prefixes: list[str], models_map: Path) -> str:
+    lines = [
+        f"acl tandem_prefixed path_beg {' '.join(f'{prefix}/' for prefix in prefixes)}",
+        "acl tandem_json req.hdr(content-type) -m sub -i json",
+        # Until it is all there or the buffer is full: a model that comes after that is the front's work.
+        "http-request wait-for-body time 10s if METH_POST tandem_json !tandem_prefixed",
+        "http-request set-var(txn.tandem_model) req.body,json_query('$.model') "
+        "if METH_POST tandem_json !tandem_prefixed",
+        f"http-request set-var(txn.tandem_route) var(txn.tandem_model),map({models_map}) "
+        "if { var(txn.tandem_model) -m found }",
+        # Of an app that is gone the map still knows: only prefixes of today count.
+        f"http-request set-path %[var(txn.tandem_route)]%[path] "
+        f"if {{ var(txn.tandem_route) -m str {' '.join(prefixes)} }}",
+        f"http-response set-map({models_map}) %[var(txn.tandem_model)] %[res.hdr({ROUTE_HEADER})] "
+        f"if {{ var(txn.tandem_model) -m found }} {{ res.hdr({ROUTE_HEADER}) -m found }}",
+        # The app does not know the model (an adapter moved to another app): ask the front the next time.
+        f"http-response del-map({models_map}) %[var(txn.tandem_model)] "
+        "if { status 404 } { var(txn.tandem_route) -m found }",
+        f"http-response del-header {ROUTE_HEADER}",
+    ]
+    return "".join(f"    {line}\n" for line in lines)
+
+
+def _error(match: re.Match[str]) -> str:
+    """HAProxy's own refusals in OpenAI's shape: no replica answered, or one was lost on the way."""
+    error = {
+        "message": "No replica answered. Try again.",
+        "type": "server_error",
+        "param": None,
+        "code": "no_replica",
+    }
+    text = json.dumps({"error": error}).replace('"', '\\"')
+    return f'    http-error status {match["status"]} content-type application/json string "{text}"'
+
+
+def main(arguments: list[str]) -> None:
+    """Amend the config and become HAProxy."""
+    binary, *rest = arguments
+    config = Path(rest[rest.index("-f") + 1])
+    models_map = config.with_name("models.map")
+    models_map.touch()
+    config.write_text(amended(config.read_text(), models_map))
+    os.execv(binary, arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

