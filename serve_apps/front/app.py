@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,13 +10,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve_apps.front.body import model_in
 from serve_apps.front.keys import FrontKeys
 from serve_apps.front.known import KnownApp, KnownApps
 from serve_apps.front.proxy import Proxy
 from serve_apps.refusal import Refused
 
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 _RETRY_AFTER_S = 5.0
 
 MaxModelLen = Callable[[KnownApp], Awaitable[int | None]]
@@ -66,7 +65,7 @@ class Front:
 
     async def _pass_on(self, request: Request) -> Response:
         body = await request.body()
-        model = await _model_of(request, body)
+        model = model_in(request.headers.get("content-type", ""), body)
         app = await self._apps.answering_to(model) if model is not None else None
         if app is None:
             # Who may not know what there is learns nothing from a wrong name either.
@@ -90,22 +89,6 @@ def _card(app: KnownApp, name: str, max_model_len: int | None) -> dict[str, Any]
         "app": app.spec.name,
         "state": "SCALED_TO_ZERO" if app.is_asleep else app.status,
     }
-
-
-async def _model_of(request: Request, body: bytes) -> str | None:
-    content_type = request.headers.get("content-type", "").lower()
-    if not body:
-        return None
-    if content_type.startswith(_FORMS):
-        async with request.form() as form:
-            model = form.get("model")
-    else:
-        try:
-            parsed = json.loads(body)
-        except ValueError:
-            raise Refused(400, "The body cannot be read as JSON.", code="invalid_body") from None
-        model = parsed.get("model") if isinstance(parsed, dict) else None
-    return model if isinstance(model, str) else None
 
 
 def _check_answers(app: KnownApp) -> None:

@@ -122,10 +122,16 @@ def test_the_engines_own_metrics_come_through_rays(cluster: TestCluster, client:
     (found,) = json.loads((Path(running.temp_dir) / "prom_metrics_service_discovery.json").read_text())
 
     def scraped() -> str:
-        targets = [f"http://{target}/metrics" for target in found["targets"]]
-        return "".join(httpx.get(target, trust_env=False).text for target in targets)
+        return "".join(_page(f"http://{target}/metrics") for target in found["targets"])
 
     wait_for(lambda: "ray_vllm_generation_tokens" in scraped(), "the engine's tokens among Ray's metrics", 60)
+
+
+def _page(url: str) -> str:
+    try:
+        return httpx.get(url, trust_env=False).text
+    except httpx.TransportError:
+        return ""  # Ray lists processes that have ended, too
 
 
 def test_a_client_that_leaves_aborts_its_generation(cluster: TestCluster, client: httpx.Client):
@@ -149,7 +155,7 @@ def test_a_client_that_leaves_aborts_its_generation(cluster: TestCluster, client
 def test_one_endpoint_answers_for_every_app_by_the_model(inputs: TestCluster, app_url: str):
     with httpx.Client(base_url=inputs.http_url, timeout=120, trust_env=False) as root:
         (card,) = root.get("/v1/models").json()["data"]
-        assert card["id"] == "docstrings" and card["version"] == f"{BASE}/v1" and card["state"] == "RUNNING"
+        assert card["id"] == "docstrings" and card["version"] == BASE and card["state"] == "RUNNING"
         assert card["max_model_len"] == 512
         assert root.get("/v1/models/docstrings").json() == card
         body = {"prompt": "def", "max_tokens": 4, "temperature": 0, "model": "docstrings"}
@@ -159,7 +165,7 @@ def test_one_endpoint_answers_for_every_app_by_the_model(inputs: TestCluster, ap
         assert "content-length" not in replies[0].headers and "content-length" in replies[1].headers
         refused = root.post("/v1/completions", json=body | {"model": "docstring"})
         assert refused.status_code == 404
-        assert "Known: docstrings, docstrings-base/v1" in refused.json()["error"]["message"]
+        assert "Known: docstrings, docstrings-base" in refused.json()["error"]["message"]
         assert root.post("/v1/completions", json={"prompt": "x"}).status_code == 400
 
 
