@@ -47,9 +47,12 @@ def amended(config: str, models_map: Path) -> str:
 
 
 def _rules(prefixes: list[str], models_map: Path) -> str:
-    lines = [
-        f"acl tandem_prefixed path_beg {' '.join(f'{prefix}/' for prefix in prefixes)}",
-        "acl tandem_json req.hdr(content-type) -m sub -i json",
+    # One line each: HAProxy reads no line of more than 64 words.
+    lines = [f"acl tandem_prefixed path_beg {prefix}/" for prefix in prefixes]
+    lines += [f"acl tandem_prefixed path {prefix}" for prefix in prefixes]
+    lines += [f"acl tandem_here var(txn.tandem_route) -m str {prefix}" for prefix in prefixes]
+    lines += [
+        "acl tandem_json req.hdr(content-type) -m beg -i application/json",
         # Until it is all there or the buffer is full: a model that comes after that is the front's work.
         "http-request wait-for-body time 10s if METH_POST tandem_json !tandem_prefixed",
         "http-request set-var(txn.tandem_model) req.body,json_query('$.model') "
@@ -57,8 +60,7 @@ def _rules(prefixes: list[str], models_map: Path) -> str:
         f"http-request set-var(txn.tandem_route) var(txn.tandem_model),map({models_map}) "
         "if { var(txn.tandem_model) -m found }",
         # Of an app that is gone the map still knows: only prefixes of today count.
-        f"http-request set-path %[var(txn.tandem_route)]%[path] "
-        f"if {{ var(txn.tandem_route) -m str {' '.join(prefixes)} }}",
+        "http-request set-path %[var(txn.tandem_route)]%[path] if tandem_here",
         f"http-response set-map({models_map}) %[var(txn.tandem_model)] %[res.hdr({ROUTE_HEADER})] "
         f"if {{ var(txn.tandem_model) -m found }} {{ res.hdr({ROUTE_HEADER}) -m found }}",
         # The app does not know the model (an adapter moved to another app): ask the front the next time.
@@ -78,7 +80,8 @@ def _error(match: re.Match[str]) -> str:
         "code": "no_replica",
     }
     text = json.dumps({"error": error}).replace('"', '\\"')
-    return f'    http-error status {match["status"]} content-type application/json string "{text}"'
+    status = match["status"]
+    return f'    http-error status {status} content-type application/json string "{text}" hdr retry-after 1'
 
 
 def main(arguments: list[str]) -> None:

@@ -35,6 +35,7 @@ class Replica:
         usage: Usage,
     ) -> None:
         self._engine, self._adapters, self._usage = engine, adapters, usage
+        self._model = spec.model
         self._background: list[Keyring | Limits] = [*([keyring] if keyring else []), limits]
         self.app = Door(
             engine.app,
@@ -82,8 +83,8 @@ class Replica:
         return stats | {"waiting": stats["waiting"] + self.app.admission.queued}
 
     def describe(self) -> dict[str, Any]:
-        """``max_model_len``: tokens of prompt and answer together."""
-        return {"max_model_len": self._engine.max_model_len}
+        """``model``: the version that it serves; ``max_model_len``: tokens of prompt and answer together."""
+        return {"model": self._model, "max_model_len": self._engine.max_model_len}
 
     async def check_health(self) -> None:
         """Raise when the engine is dead or stuck."""

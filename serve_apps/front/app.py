@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import time
+from collections.abc import Iterable
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve_apps.front.body import model_in
+from cluster.haproxy_rules import ROUTE_HEADER
+from serve_apps.admission import ClientLeft
+from serve_apps.front.body import is_form, model_in
 from serve_apps.front.keys import FrontKeys
 from serve_apps.front.known import KnownApp, KnownApps
-from serve_apps.front.proxy import Proxy
+from serve_apps.front.proxy import PASSED_HEADER, Answer, Proxy
 from serve_apps.refusal import Refused
 
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 _RETRY_AFTER_S = 5.0
-
-MaxModelLen = Callable[[KnownApp], Awaitable[int | None]]
+_REACHABLE_S = 5.0
+"""How long an app may be known to Serve and not yet to HAProxy."""
+_AGAIN_S = 0.2
 
 
 class Front:
@@ -27,11 +33,10 @@ class Front:
 
     Args:
         apps: What there is.
-        max_model_len: Asks an app for its context length.
     """
 
-    def __init__(self, apps: KnownApps, max_model_len: MaxModelLen) -> None:
-        self._apps, self._max_model_len = apps, max_model_len
+    def __init__(self, apps: KnownApps) -> None:
+        self._apps = apps
         self._keys, self._proxy = FrontKeys(), Proxy()
 
     def app(self) -> Starlette:
@@ -42,74 +47,103 @@ class Front:
             Route("/v1/models/{model:path}", self._model),
             Route("/{path:path}", self._pass_on, methods=_METHODS),
         ]
-        return Starlette(routes=routes, exception_handlers={Refused: _refusal})
+        handlers: Any = {Refused: _refusal, HTTPException: _http_error, ClientLeft: _nobody}
+        return Starlette(routes=routes, exception_handlers=handlers)
 
     async def _models(self, request: Request) -> Response:
-        visible = await self._keys.visible(await self._apps.all(), request.headers.raw)
-        cards = [card for app in await self._apps.all() for card in await self._cards(app, visible)]
-        return JSONResponse({"object": "list", "data": cards})
+        return JSONResponse({"object": "list", "data": await self._cards(request)})
 
     async def _model(self, request: Request) -> Response:
         model = request.path_params["model"]
-        visible = await self._keys.visible(await self._apps.all(), request.headers.raw)
-        for app in await self._apps.all():
-            for card in await self._cards(app, visible):
-                if card["id"] == model:
-                    return JSONResponse(card)
-        raise _unknown(model, visible)
+        cards = await self._cards(request)
+        for card in cards:
+            if model in (card["id"], card["version"]):
+                return JSONResponse(card)
+        raise _unknown(model, [card["id"] for card in cards])
 
-    async def _cards(self, app: KnownApp, visible: dict[str, list[str]]) -> list[dict[str, Any]]:
-        names = visible.get(app.spec.name, [])
-        length = await self._max_model_len(app) if names else None
-        return [_card(app, name, length) for name in names if name != app.spec.model]
+    async def _cards(self, request: Request) -> list[dict[str, Any]]:
+        apps = await self._apps.all()
+        visible = await self._keys.visible(apps, request.headers.raw)
+        pairs = [(app, name) for app in apps for name in visible.get(app.spec.name, [])]
+        return [_card(app, name) for app, name in pairs if name == app.spec.name or name in app.adapters]
 
     async def _pass_on(self, request: Request) -> Response:
-        body = await request.body()
-        model = model_in(request.headers.get("content-type", ""), body)
+        if PASSED_HEADER in request.headers:
+            return Response(status_code=503, headers={PASSED_HEADER: "1"})
+        body = await _body_of(request)
+        content_type = request.headers.get("content-type", "")
+        model = model_in(content_type, body)
+        deadline = time.monotonic() + _REACHABLE_S
+        while True:
+            app = await self._app(model, request)
+            url, prefix = self._apps.base_url, app.prefix
+            reply = await self._proxy.ask(request, body, base_url=url, prefix=prefix)
+            if PASSED_HEADER not in reply.headers:
+                break
+            # It came back: HAProxy hears of a new app a moment after Serve, and of the end of one too.
+            await reply.aclose()
+            if time.monotonic() > deadline:
+                raise _not_ready(app, "not reachable yet")
+            await asyncio.sleep(_AGAIN_S)
+        # Only what a key opened, and what HAProxy reads as we do: nobody else may teach it.
+        learned = reply.status_code < 400 and not is_form(content_type)
+        return Answer(reply, [(ROUTE_HEADER.encode(), prefix.encode())] if learned else [])
+
+    async def _app(self, model: str | None, request: Request) -> KnownApp:
+        """The app that answers to the model, one that can answer now; one that sleeps the request wakes.
+
+        Raises:
+            Refused: there is none.
+        """
         app = await self._apps.answering_to(model) if model is not None else None
-        if app is None:
-            # Who may not know what there is learns nothing from a wrong name either.
-            visible = await self._keys.visible(await self._apps.all(), request.headers.raw)
-            raise _unknown(model, visible) if model is not None else _no_model(request)
-        _check_answers(app)
-        return await self._proxy.pass_on(request, body, port=self._apps.http_port, prefix=app.prefix)
+        if app is not None and app.answers:
+            return app
+        # Who may not know what there is learns nothing from a wrong name, nor of an app's faults.
+        visible = await self._keys.visible(await self._apps.all(), request.headers.raw)
+        if model is None:
+            raise _no_model(request)
+        if app is None or app.spec.name not in visible:
+            raise _unknown(model, [name for names in visible.values() for name in names])
+        raise _not_ready(app, f"{app.status}{': ' if app.message else ''}{app.message}")
 
 
-def _card(app: KnownApp, name: str, max_model_len: int | None) -> dict[str, Any]:
-    is_adapter = name in app.adapters
+def _card(app: KnownApp, name: str) -> dict[str, Any]:
+    reference = None if name == app.spec.name else app.adapters[name]
     return {
         "id": name,
         "object": "model",
         "created": 0,
         "owned_by": "tandem",
-        "root": app.adapters[name] if is_adapter else app.spec.model,
-        "parent": app.spec.name if is_adapter else None,
-        "version": app.adapters[name] if is_adapter else app.spec.model,
-        "max_model_len": max_model_len,
+        "root": reference or app.version,
+        "parent": app.spec.name if reference else None,
+        "version": reference or app.version,
+        "max_model_len": app.max_model_len,
         "app": app.spec.name,
         "state": "SCALED_TO_ZERO" if app.is_asleep else app.status,
     }
 
 
-def _check_answers(app: KnownApp) -> None:
-    """Refuse for an app that cannot answer now. One that sleeps is woken by the request itself."""
-    if app.running or app.is_asleep:
-        return
-    why = f": {app.message}" if app.message else ""
-    raise Refused(
+async def _body_of(request: Request) -> bytes:
+    try:
+        return await request.body()
+    except ClientDisconnect:
+        raise ClientLeft from None
+
+
+def _not_ready(app: KnownApp, how: str) -> Refused:
+    return Refused(
         503,
-        f"The app {app.spec.name} is {app.status}{why}",
+        f"The app {app.spec.name} is {how}",
         type="server_error",
         code="model_not_ready",
         retry_after_s=_RETRY_AFTER_S,
     )
 
 
-def _unknown(model: str, visible: dict[str, list[str]]) -> Refused:
-    known = sorted({name for names in visible.values() for name in names})
+def _unknown(model: str, names: Iterable[str]) -> Refused:
     return Refused(
         404,
-        f"The model {model!r:.200} does not exist here. Known: {', '.join(known) or 'none'}.",
+        f"The model {model!r:.200} does not exist here. Known: {', '.join(sorted(set(names))) or 'none'}.",
         code="model_not_found",
         param="model",
     )
@@ -121,7 +155,14 @@ def _no_model(request: Request) -> Refused:
     return Refused(400, "The body names no model. Send a field 'model'.", code="model_missing", param="model")
 
 
-async def _refusal(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
+async def _refusal(request: Request, error: Any) -> Response:
     headers = {name.decode(): value.decode() for name, value in error.headers()}
     return JSONResponse({"error": error.error}, status_code=error.status, headers=headers)
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    return await _refusal(request, Refused(error.status_code, f"{error.detail}.", code="invalid_request"))
+
+
+async def _nobody(request: Request, error: Any) -> Response:
+    return Response(status_code=499)  # nobody reads it

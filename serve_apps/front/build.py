@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from ray import serve
 
 from serve_apps.front.app import Front
-from serve_apps.front.known import KnownApp, KnownApps
-
-_ASK_TIMEOUT_S = 2.0
+from serve_apps.front.known import KnownApps
 
 
-class _Lengths:
-    """Context lengths of running apps; the last answer stands while an app sleeps."""
+def _details() -> Mapping[str, Any]:
+    """Serve's details, from its controller."""
+    from ray.serve.context import _get_global_client
 
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[str, int]] = {}
+    client = _get_global_client()
+    assert client is not None
+    return client.get_serve_details()
 
-    async def of(self, app: KnownApp) -> int | None:
-        """Tokens of prompt and answer together; None until the app has run once."""
-        name = app.spec.name
-        stated = app.spec.to_json()
-        if app.running and self._known.get(name, ("", 0))[0] != stated:
-            handle = serve.get_deployment_handle(name, app_name=name)
-            try:
-                told = await asyncio.wait_for(handle.describe.remote(), _ASK_TIMEOUT_S)
-                self._known[name] = (stated, told["max_model_len"])
-            except Exception:  # a replica that is just ending: another time
-                return None
-        return self._known[name][1] if name in self._known else None
+
+async def _describe(app: str) -> Mapping[str, Any]:
+    """What one replica of an app says of itself."""
+    return await serve.get_deployment_handle(app, app_name=app).describe.remote()
 
 
 class _Replica:
     """One front."""
 
     def __init__(self) -> None:
-        self._front = Front(KnownApps(), _Lengths().of)
+        self._front = Front(KnownApps(_details, _describe))
 
     def __serve_build_asgi_app__(self) -> Any:
         """The application that Serve puts behind its proxy."""

@@ -41,7 +41,7 @@ class FrontKeys:
     async def _key(self, app: KnownApp, headers: list[tuple[bytes, bytes]]) -> KeyRecord:
         place = (app.spec.store, app.spec.keys)
         if place not in self._rings:
-            ring = Keyring(keys_in(open_store(app.spec.store).root, app.spec.keys))
-            await ring.start()
-            self._rings[place] = ring
+            # Kept before it has looked: who comes meanwhile waits for the same look.
+            self._rings[place] = Keyring(keys_in(open_store(app.spec.store).root, app.spec.keys))
+            await self._rings[place].start()
         return await self._rings[place].key_of(headers)

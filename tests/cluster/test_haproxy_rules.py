@@ -173,5 +173,15 @@ def test_on_this_machine_only_means_all_of_haproxys_ports_and_errors_have_openai
     assert amended(text, tmp_path / "map") == text
 
 
+def test_haproxy_takes_the_rules_of_a_hundred_apps(tmp_path: Path):
+    ports = {"port": free_port(), "metrics": free_port(), "poet": 3, "front": 4}
+    routes = "".join(f"    acl is_http-app{n} path /app{n}\n" for n in range(100))
+    text = CONFIG.replace("    use_backend http-poet", routes + "    use_backend http-poet", 1)
+    models_map, config = tmp_path / "models.map", tmp_path / "haproxy.cfg"
+    models_map.touch()
+    config.write_text(amended(text.format(folder=tmp_path, bufsize=BODY_BYTES, **ports), models_map))
+    subprocess.run([get_haproxy_binary(), "-c", "-f", str(config)], check=True)
+
+
 def test_a_config_that_looks_otherwise_is_left_alone(tmp_path: Path):
     assert amended("frontend other\n    bind :80\n", tmp_path / "map") == "frontend other\n    bind :80\n"

@@ -155,7 +155,7 @@ def test_a_client_that_leaves_aborts_its_generation(cluster: TestCluster, client
 def test_one_endpoint_answers_for_every_app_by_the_model(inputs: TestCluster, app_url: str):
     with httpx.Client(base_url=inputs.http_url, timeout=120, trust_env=False) as root:
         (card,) = root.get("/v1/models").json()["data"]
-        assert card["id"] == "docstrings" and card["version"] == BASE and card["state"] == "RUNNING"
+        assert card["id"] == "docstrings" and card["version"] == f"{BASE}/v1" and card["state"] == "RUNNING"
         assert card["max_model_len"] == 512
         assert root.get("/v1/models/docstrings").json() == card
         body = {"prompt": "def", "max_tokens": 4, "temperature": 0, "model": "docstrings"}
