@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,12 +32,15 @@ _OTHERS_S = 1.0
 
 _POLL_S = 0.05
 
-_told_to_stop = threading.Event()
+# A plain value: an Event's set() in the handler waits for ever when it interrupted the Event's wait(), which
+# held the lock, and both are this thread's.
+_told_to_stop = False
 
 
 def _on_signal(_number: int, _frame: FrameType | None) -> None:
     # No exception: it could interrupt the clean-up, and orphan what is left.
-    _told_to_stop.set()
+    global _told_to_stop  # noqa: PLW0603
+    _told_to_stop = True
 
 
 def main(arguments: list[str]) -> int:
@@ -69,12 +71,12 @@ def _state(head_pid: int) -> dict[str, float]:
 
 def _wait_and_reap(head_pid: int) -> int:
     """Reap adopted orphans as they end; return when told to stop or when Ray's head has ended."""
-    while not _told_to_stop.is_set():
+    while not _told_to_stop:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == head_pid:
             return os.waitstatus_to_exitcode(status)
         if pid == 0:
-            _told_to_stop.wait(_POLL_S)
+            time.sleep(_POLL_S)
     return 0
 
 
