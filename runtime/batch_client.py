@@ -58,7 +58,9 @@ class Client:
         """
         response = await self._patiently("GET", "/v1/models", None, min(self._patience_s, _FIRST_PATIENCE_S))
         try:
-            return [str(card["id"]) for card in response.json()["data"]]
+            cards = response.json()["data"]
+            # The front lists an app once, and answers to its version too.
+            return [str(name) for card in cards for name in (card["id"], card.get("version")) if name]
         except (ValueError, KeyError, TypeError):
             return None
 

@@ -158,6 +158,7 @@ class Answers:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if self._place and self._place.stat():
             copy_file(self._place, _at(self._path))
+        self._is_new = not self._path.exists()
         # Unbuffered: a line is written whole, in one call.
         self._file = self._path.open("a+b", buffering=0)
         return self
@@ -167,7 +168,10 @@ class Answers:
     ) -> None:
         with self._file:
             os.fsync(self._file.fileno())
-        if self._place:
+        if self._is_new and not self._path.stat().st_size:
+            # Refused before the first answer: no empty file is left for somebody to wonder about.
+            self._path.unlink()
+        elif self._place:
             copy_file(_at(self._path), self._place)
 
     def known(self, custom_ids: Iterable[str], *, retry_failed: bool) -> dict[str, bool]:
@@ -220,11 +224,16 @@ class Answers:
         """Append one answer.
 
         Raises:
-            NoSpace: the disk is full; the line may be cut, and the next call repairs it.
+            NoSpace: the disk is full; the line is not there.
         """
+        line = memoryview(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+        before = self._path.stat().st_size
         try:
-            self._file.write(json.dumps(answer, ensure_ascii=False).encode() + b"\n")
+            # On a disk that is nearly full a call writes what finds room.
+            while line:
+                line = line[self._file.write(line) :]
         except OSError as error:
+            self._file.truncate(before)
             raise NoSpace(
                 f"{self._path}: cannot be written ({error.strerror}). Make room; the same command goes on."
             ) from None

@@ -223,7 +223,9 @@ def serve(spec: Path, address: str | None, store: str | None, dry_run: bool, no_
     app = _tandem(address, store).serve(spec)
     if not no_wait:
         app.wait()
-    click.echo(f"App {app.name}: {app.status}\n    {app.url}/v1")
+    click.echo(
+        f"App {app.name}: {app.status}\n    {app.endpoint}  (model {app.name!r}; alone at {app.url}/v1)"
+    )
 
 
 main.add_command(adapters)

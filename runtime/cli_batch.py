@@ -118,6 +118,7 @@ def _as_job(
     no_wait: bool,
     options: dict[str, Any],
 ) -> None:
+    from cluster.rest import is_remote
     from runtime.batch import endpoint_of, submit_batch
     from runtime.core.errors import ConfigError
     from runtime.sdk import Tandem
@@ -129,6 +130,8 @@ def _as_job(
         )
     tandem = Tandem(address, store=store)
     words = {name.removesuffix("_s").replace("_", "-"): value for name, value in options.items()}
+    if api_key_file is not None and not is_remote(tandem.dashboard_url):
+        api_key_file = str(Path(api_key_file).absolute())  # the job runs in a folder of its own
     url = url or endpoint_of(tandem.dashboard_url, inside=True)
     job_id = submit_batch(
         tandem.dashboard_url,

@@ -66,6 +66,8 @@ def create(
 def list_(name: str | None, folder: str | None, store: str | None, as_json: bool) -> None:
     """List the keys, of NAME or all. Secrets are not kept, so none is shown."""
     found = [_row(key) for key in _keys(store, folder).all() if name in (None, key.name)]
+    if not as_json:
+        found = [_short(row) for row in found]
     columns = ["id", "name", "models", "permissions", "requests_per_minute", "tokens_per_minute"]
     show(found, [*columns, "created_at", "revoked_at"], as_json)
 
@@ -146,3 +148,9 @@ def _row(key: KeyRecord) -> dict[str, Any]:
         "created_at": key.created_at,
         "revoked_at": key.revoked_at,
     }
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as it fits a terminal: times to the minute, lists as words."""
+    times = {name: row[name] and row[name][:16].replace("T", " ") for name in ("created_at", "revoked_at")}
+    return {**row, "models": ", ".join(row["models"]), **times}

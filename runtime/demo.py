@@ -163,7 +163,7 @@ def _add_base_model(store: Store) -> None:
 
 def _ask(app: App, pairs: list[tuple[str, str]], console: Console) -> list[Answer]:
     """Ask every question through the official client; the first answer is streamed as it comes."""
-    console.print(f"[bold]Ask[/bold]  {app.url}/v1  (openai client; the first answer is streamed)")
+    console.print(f"[bold]Ask[/bold]  {app.endpoint}  (openai client; the first answer is streamed)")
     client = app.openai()
     (first, expected), *others = pairs
     served = ""
@@ -210,7 +210,7 @@ def _print_answers(answers: list[Answer], console: Console) -> None:
 def _print_places(tandem: Tandem, run: Run, app: App, console: Console) -> None:
     console.print(
         f"Dashboard   {tandem.dashboard_url}\n"
-        f"Endpoint    {app.url}/v1  (model {app.name!r})\n"
+        f"Endpoint    {app.endpoint}  (model {app.name!r})\n"
         f"Run folder  {run.uri}\n"
         f"Stop        tandem stop {app.name}   (this app)      tandem down   (everything)",
         highlight=False,

@@ -16,7 +16,7 @@ _SERVE = "Ray Serve listens and routes; set route_prefix, or Serve's http_option
 _REPLICAS = "replicas are Ray Serve's; set autoscaling.min_replicas and max_replicas"
 _ONE_NODE = "a replica lives on one node; spread the model over its GPUs with engine.tensor_parallel_size"
 _TLS = "TLS ends before the cluster, at your load balancer or ingress"
-_KEYS = "API keys are not part of Tandem yet; keep the endpoint behind a gateway that checks them"
+_KEYS = "keys are the app's own: leave the spec's auth at keys, and make one with: tandem keys create NAME"
 
 OWNED: dict[str, str] = {
     "model": "set the spec's own field model",

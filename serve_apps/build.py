@@ -4,6 +4,7 @@ Plain Ray tools use it too: ``import_path: serve_apps.build:build_app`` with the
 """
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -40,7 +41,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         cluster_resources=ray.cluster_resources(),
         http_host=_http_host(),
     )
-    return deploy(plan)
+    return deploy(plan, free_resources=ray.available_resources())
 
 
 def _http_host() -> str | None:
@@ -49,8 +50,12 @@ def _http_host() -> str | None:
     return ray.get(controller.get_http_config.remote()).host
 
 
-def deploy(plan: ServePlan) -> serve.Application:
-    """The deployment of a plan: its replicas start in the serve environment of the node they land on."""
+def deploy(plan: ServePlan, *, free_resources: Mapping[str, float]) -> serve.Application:
+    """The deployment of a plan: its replicas start in the serve environment of the node they land on.
+
+    Args:
+        free_resources: What nobody on the cluster has reserved now, in Ray's names.
+    """
     spec = plan.spec
     return (
         serve.deployment(VllmReplica)
@@ -62,6 +67,7 @@ def deploy(plan: ServePlan) -> serve.Application:
             # accidents, such as a neighbour on the GPU.
             max_constructor_retry_count=2,
             health_check_period_s=5,
+            max_surge_percent=_surge_percent(plan, free_resources),
             # The replica's own look at its engine ends before this and says more.
             health_check_timeout_s=spec.health_check_timeout_s + 10,
             graceful_shutdown_timeout_s=spec.graceful_shutdown_timeout_s,
@@ -71,6 +77,15 @@ def deploy(plan: ServePlan) -> serve.Application:
         )
         .bind(plan.model_dump(mode="json"))
     )
+
+
+def _surge_percent(plan: ServePlan, free_resources: Mapping[str, float]) -> int:
+    """100 where one more replica finds room: in an update the new ones then start before the old ones end.
+
+    Without room the new one could never start, so the old one ends first, and Ray keeps the requests.
+    """
+    pairs = (("CPU", plan.ray_actor_options["num_cpus"]), ("GPU", plan.ray_actor_options["num_gpus"]))
+    return 100 if all(free_resources.get(name, 0) >= wanted for name, wanted in pairs) else 0
 
 
 def _runtime_env(plan: ServePlan) -> dict[str, Any]:

@@ -68,8 +68,7 @@ class Door:
 
     async def __call__(self, scope: ASGI, receive: ASGI, send: ASGI) -> None:
         """Answer one request, or let it through."""
-        # OPTIONS: browsers ask before they send a key; nothing is done for it.
-        if scope["type"] not in ("http", "websocket") or scope.get("method") == "OPTIONS":
+        if scope["type"] not in ("http", "websocket") or _is_preflight(scope):
             await self._app(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -192,6 +191,12 @@ class _Visit:
             "traceparent": self._traceparent,
             **({} if body is None else {"prompt": body.decode(errors="replace")}),
         }
+
+
+def _is_preflight(scope: ASGI) -> bool:
+    """A browser's question before it sends a key: vLLM's CORS middleware answers, no route hears of it."""
+    wanted = (b"origin", b"access-control-request-method")
+    return scope.get("method") == "OPTIONS" and all(header(scope, name) for name in wanted)
 
 
 def _is_work(scope: ASGI, path: str) -> bool:

@@ -72,7 +72,6 @@ class _Account:
     def __init__(self) -> None:
         self.here, self.elsewhere = _Window(), _Window()
         self.tallies: dict[int, Tally] = {}
-        self.asked_at = 0.0
 
     def running_tokens(self) -> int:
         return sum(tally.tokens for tally in self.tallies.values())
@@ -116,7 +115,6 @@ class Limits:
             return
         now = self._clock()
         account = self._accounts.setdefault(key.id, _Account())
-        account.asked_at = now
         for field, limit, what in (
             (1, key.requests_per_minute, "requests"),
             (2, key.tokens_per_minute, "tokens"),
@@ -163,11 +161,7 @@ class Limits:
         """Keys that nobody used for a window's length are not talked about."""
         now = self._clock()
         for key_id, account in list(self._accounts.items()):
-            if (
-                not account.tallies
-                and now - account.asked_at > WINDOW_S + _BUCKET_S
-                and not account.used(now, 1)
-            ):
+            if not account.tallies and not account.used(now, 1) and not account.used(now, 2):
                 del self._accounts[key_id]
 
     async def _share(self) -> None:

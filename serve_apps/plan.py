@@ -13,6 +13,7 @@ from runtime.core.config import ConfigModel
 from runtime.core.errors import ConfigError
 from serve_apps.adapters import plan_adapters
 from serve_apps.arguments import faults
+from serve_apps.autoscaling import autoscaling_config
 from serve_apps.spec import ServeSpec
 from storage.models import ModelVersion
 from storage.store import Store
@@ -95,6 +96,8 @@ def plan_serve(
         raise ConfigError(
             "\n".join([f"serve app {spec.name} cannot be deployed.", *(f"  {f}" for f in found)])
         )
+    if spec.name == FRONT:
+        raise ConfigError(f"name is {FRONT!r}, the app that answers for all others. Choose another name.")
     _check_open(spec, http_host)
     if not store.root.backend.shared:
         raise ConfigError(
@@ -117,8 +120,10 @@ def plan_serve(
     _check_parallel(spec.engine, model, gpus)
     options = {"num_cpus": spec.resources.cpus, "num_gpus": gpus * _workers(spec.engine)}
     _check_fits(spec, options, cluster_resources)
+    resolved = _resolved(spec, model, store, gpus, _max_replicas(spec, options, cluster_resources))
+    autoscaling_config(resolved)  # refuses what cannot work
     return ServePlan(
-        spec=_resolved(spec, model, store, gpus, _max_replicas(spec, options, cluster_resources)),
+        spec=resolved,
         served_model_name=list(dict.fromkeys([spec.name, model.ref])),
         engine={
             **plan_adapters(spec, store=store, model=model),

@@ -13,11 +13,12 @@ _MAX_HEADER_BYTES = 200
 
 _ADMIN_BELOW_V1 = {"/v1/load_lora_adapter", "/v1/unload_lora_adapter"}
 
+# /invocations is not among them: there a header of SageMaker's says the model, whatever the body says.
 # vLLM's other routes put the engine to sleep, change its weights, call into its workers: they want an admin's
 # key, and so does whatever a newer vLLM adds outside /v1 and /v2.
 _INFERENCE = {
     "/classify", "/cohere/v2/chat", "/detokenize", "/generative_scoring", "/inference/v1/generate",
-    "/invocations", "/pooling", "/rerank", "/score", "/tokenize", "/tokenizer_info",
+    "/pooling", "/rerank", "/score", "/tokenize", "/tokenizer_info",
     "/docs", "/load", "/metrics", "/openapi.json", "/ready", "/readyz", "/version",
 }  # fmt: skip
 
@@ -64,10 +65,10 @@ async def allowed_model(key: KeyRecord, scope: ASGI, receive: Replay, *, default
         raise _not_in_scope(key, "a WebSocket's model")
     body = await receive.body()
     names = await _models_in(scope, body, default)
-    for name in names:
+    for name in [default if name is None else name for name in names]:
         if not isinstance(name, str) or not key.allows_model(name):
             raise _not_in_scope(key, f"model {name!r:.200}")
-    return str(names[-1])
+    return default if names[-1] is None else str(names[-1])
 
 
 async def _models_in(scope: ASGI, body: bytes, default: str) -> list[Any]:

@@ -11,7 +11,7 @@ from runtime.core.config import ConfigModel
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _ROUTE_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
-_FRONT_PATHS = ("/v1", "/v2", "/-", "/admin")
+_TAKEN_PATHS = ("/v1", "/v2", "/-", "/admin", "/health")
 
 
 class Autoscaling(ConfigModel):
@@ -139,6 +139,8 @@ class ServeSpec(ConfigModel):
                 f"is {name!r}, which cannot be part of an address. Use 1 to 63 lower-case letters, digits "
                 "and hyphens, beginning and ending with a letter or digit."
             )
+        if f"/{name}" in _TAKEN_PATHS:
+            raise ValueError(f"is {name!r}, but at /{name} all apps answer together. Choose another name.")
         return name
 
     @field_validator("route_prefix")
@@ -149,7 +151,7 @@ class ServeSpec(ConfigModel):
                 f"is {route_prefix!r}. Write a path that begins with / and does not end with one, such as "
                 "/assistant. At the root /v1 answers for all apps, by the request's model."
             )
-        if route_prefix is not None and ("/" + route_prefix.split("/")[1]) in _FRONT_PATHS:
+        if route_prefix is not None and ("/" + route_prefix.split("/")[1]) in _TAKEN_PATHS:
             raise ValueError(
                 f"is {route_prefix!r}, but below /{route_prefix.split('/')[1]} all apps answer together. "
                 "Write another, such as /assistant."

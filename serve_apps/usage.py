@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -62,6 +63,7 @@ class Usage:
         self._counts: dict[str, dict[tuple[str, str], list[int]]] = {}
         self._changed: set[str] = set()
         self._background: asyncio.Task[None] | None = None
+        self._one_at_a_time = threading.Lock()
 
     def add(self, key_id: str | None, model: str, *, prompt_tokens: int, completion_tokens: int) -> None:
         """Count one request."""
@@ -84,13 +86,18 @@ class Usage:
 
     def write(self) -> None:
         """Write what changed since the last time. A store that is silent gets it the next time."""
-        for date, rows in self._taken():
-            try:
-                with patience(_PATIENCE_S):
-                    (self._place / date / self._file).write_json(rows)
-            except TandemError as error:
-                self._changed.add(date)
-                _log.warning("usage could not be written; trying again later: %s", error)
+        self._put(self._taken())
+
+    def _put(self, days: list[tuple[str, list[dict[str, Any]]]]) -> None:
+        # One after the other: one that still waits for the store must not come after the last one.
+        with self._one_at_a_time:
+            for date, rows in days:
+                try:
+                    with patience(_PATIENCE_S):
+                        (self._place / date / self._file).write_json(rows)
+                except TandemError as error:
+                    self._changed.add(date)
+                    _log.warning("usage could not be written; trying again later: %s", error)
 
     async def _write_for_ever(self) -> None:
         while True:
@@ -102,7 +109,8 @@ class Usage:
 
     async def _write_in_thread(self) -> None:
         if self._changed:
-            await asyncio.to_thread(self.write)
+            # The counts change in this loop only, so they are taken here and only written elsewhere.
+            await asyncio.to_thread(self._put, self._taken())
 
     def _taken(self) -> list[tuple[str, list[dict[str, Any]]]]:
         """The changed days as plain rows, and days that are over and written forgotten."""

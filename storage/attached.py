@@ -22,9 +22,6 @@ class Attachment(ConfigModel):
     model: str | None = None
     """Reference of the adapter, as a spec's ``adapters`` take it; None where it was removed."""
 
-    removed: bool = False
-    """Whether an adapter of the spec is to be served no more."""
-
     at: str
     """UTC, ISO 8601: when it was wanted."""
 
@@ -35,22 +32,25 @@ def attach(store: Store, app: str, name: str, ref: str) -> Attachment:
     Raises:
         ConfigError: ``name`` cannot be a name.
     """
-    return put_back(store, app, name, Attachment(model=ref, at=now()))
+    attachment = Attachment(model=ref, at=now())
+    put_back(store, app, name, attachment)
+    return attachment
 
 
 def detach(store: Store, app: str, name: str) -> Attachment:
     """Let the app's replicas serve ``name`` no more, whether it was attached or the spec has it."""
-    return put_back(store, app, name, Attachment(removed=True, at=now()))
+    attachment = Attachment(at=now())
+    put_back(store, app, name, attachment)
+    return attachment
 
 
-def put_back(store: Store, app: str, name: str, attachment: Attachment | None) -> Attachment:
+def put_back(store: Store, app: str, name: str, attachment: Attachment | None) -> None:
     """Write an attachment as it was; None leaves ``name`` to the spec again."""
     place = _adapters(store, app) / f"{check_name(name, field='the adapter')}.json"
     if attachment is None:
         place.delete()
-        return Attachment(removed=True, at=now())
-    place.write_json(attachment.model_dump(mode="json", exclude_defaults=True))
-    return attachment
+    else:
+        place.write_json(attachment.model_dump(mode="json"))
 
 
 def listing(store: Store, app: str) -> dict[str, Attachment]:

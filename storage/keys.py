@@ -25,6 +25,8 @@ from storage.location import Location, locate, side_by_side
 
 _log = get_logger(__name__)
 _SUFFIX = ".json"
+_REVOKED = ".revoked"
+"""Beside the record of a revoked key, which somebody could write anew who had read it before."""
 _KEY = re.compile(r"tdm-([0-9a-f]{12})-([0-9a-f]{64})")
 
 ALL_MODELS = "*"
@@ -177,7 +179,12 @@ class Keys:
     def revoke(self, key_id: str) -> KeyRecord:
         """Let a key open nothing more; one that is revoked already stays as it is."""
         record = self.get(key_id)
-        return record if record.revoked_at else self._replace(record, revoked_at=now())
+        if record.revoked_at:
+            return record
+        # An object of its own first: somebody who rotates the key meanwhile writes the record after us.
+        revoked_at = now()
+        (self._place / (record.id + _REVOKED)).write_json({"revoked_at": revoked_at})
+        return self._replace(record, revoked_at=revoked_at)
 
     def rotate(self, key_id: str) -> NewKey:
         """Give a key a new secret; the old one opens nothing more. Id, name, scopes and limits stay.
@@ -207,7 +214,14 @@ class Keys:
         _, entries = self._place.names()
         before = known or {}
         found = side_by_side(lambda entry: self._stored(entry, before), filter(_is_record, entries))
-        return {stored.record.id: stored for stored in found if stored}
+        read = {stored.record.id: stored for stored in found if stored}
+        marks = (self._place.at(entry) for entry in entries if entry.key.endswith(_REVOKED))
+        for mark in marks:
+            key_id = mark.name.removesuffix(_REVOKED)
+            if key_id in read and not read[key_id].record.revoked_at:
+                at = str((mark.read_json() or {}).get("revoked_at", "an unknown time"))
+                read[key_id] = StoredKey(read[key_id].record.model_copy(update={"revoked_at": at}), None)
+        return read
 
     def _stored(self, entry: Entry, known: Mapping[str, StoredKey]) -> StoredKey | None:
         place = self._place.at(entry)

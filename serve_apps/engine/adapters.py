@@ -125,10 +125,6 @@ class AdapterKeeper:
         for loaded in [*self._loaded.values(), *self._leaving]:
             loaded.folder.close()
 
-    def faults(self) -> dict[str, str]:
-        """Why adapters are not as they are wanted, by served name."""
-        return dict(self._faults)
-
     async def _watch(self) -> None:
         said = ""
         while True:
@@ -242,8 +238,8 @@ class AdapterKeeper:
                 continue
             leaving.idle_since = leaving.idle_since or time.monotonic()
             if time.monotonic() - leaving.idle_since >= _LINGER_S:
-                self._leaving.remove(leaving)
                 await self._client.remove_lora(leaving.request.lora_int_id)
+                self._leaving.remove(leaving)
                 leaving.folder.close()
                 version = leaving.adapter.version.ref
                 _log.info("adapter %s: %s has left the engine", leaving.adapter.name, version)

@@ -1,69 +1,71 @@
-"""vLLM's engine client, counting each request's tokens where they pass anyway: no stream is parsed for it."""
+"""vLLM's engine client, telling the tally of an HTTP request which of the engine's requests are for it.
+
+vLLM keeps each request's state while it runs; the tally looks there when it is asked. So no stream is parsed,
+no token costs anything, and what is broken off or still runs counts too.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
-from vllm.outputs import PoolingRequestOutput, RequestOutput
+from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.output_processor import RequestOutputCollector, RequestState
 
 from serve_apps.engine.adapters import for_engine
-from serve_apps.tally import CURRENT, Tally
+from serve_apps.tally import CURRENT
 
 
 class CountingLLM(AsyncLLM):
-    """An :class:`AsyncLLM` that adds every request's tokens to the tally of the HTTP request behind it.
+    """An :class:`AsyncLLM` whose requests are counted."""
 
-    One HTTP request may become several of the engine's (a list of prompts, ``n`` beams): they share a tally.
-    """
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # The one place that every request passes, each of several choices too.
+        self._note = self.output_processor.add_request
+        self.output_processor.add_request = self._noted
 
-    async def generate(self, *args: Any, **kwargs: Any) -> AsyncGenerator[RequestOutput, None]:
-        """As vLLM's own."""
+    async def add_request(
+        self, request_id: str, prompt: Any, params: Any, *args: Any, lora_request: Any = None, **kwargs: Any
+    ) -> RequestOutputCollector:
+        """As vLLM's own, under the name that its worker knows the adapter's version by."""
         tally = CURRENT.get()
-        if adapter := kwargs.get("lora_request"):
-            kwargs["lora_request"] = for_engine(adapter)
-            if tally is not None:
-                tally.model = adapter.lora_name
-        # Closed with us: one that is only dropped aborts its request when the collector comes by.
-        async with aclosing(super().generate(*args, **kwargs)) as outputs:
-            if tally is None:
-                async for output in outputs:
-                    yield output
-                return
-            seen = _Seen(tally)
-            async for output in outputs:
-                seen.add(output)
-                yield output
+        if lora_request is not None and tally is not None:
+            tally.model = lora_request.lora_name
+        adapter = for_engine(lora_request)
+        return await super().add_request(request_id, prompt, params, *args, lora_request=adapter, **kwargs)
 
-    async def encode(self, *args: Any, **kwargs: Any) -> AsyncGenerator[PoolingRequestOutput, None]:
-        """As vLLM's own."""
+    def _noted(
+        self,
+        request: EngineCoreRequest,
+        prompt: str | None,
+        parent_req: Any = None,
+        request_index: int = 0,
+        queue: RequestOutputCollector | None = None,
+    ) -> None:
+        states = self.output_processor.request_states
+        known = request.request_id in states
+        self._note(request, prompt, parent_req, request_index, queue)
         tally = CURRENT.get()
-        if adapter := kwargs.get("lora_request"):
-            kwargs["lora_request"] = for_engine(adapter)
-        async with aclosing(super().encode(*args, **kwargs)) as outputs:
-            async for output in outputs:
-                if tally is not None and output.finished:
-                    tally.prompt_tokens += len(output.prompt_token_ids)
-                yield output
+        if tally is not None and not known:
+            # Choices share their prompt.
+            tally.works.append(_Work(states[request.request_id], counts_prompt=request_index == 0))
 
 
-class _Seen:
-    """What of one engine request has been counted."""
+class _Work:
+    """A request of the engine's, read from vLLM's own state of it."""
 
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
-        self._prompt_counted = False
+    def __init__(self, state: RequestState, *, counts_prompt: bool) -> None:
+        self._state, self._began_at = state, time.monotonic()
+        self.prompt_tokens = state.prompt_len if counts_prompt else 0
 
-    def add(self, output: RequestOutput) -> None:
-        tally = self._tally
-        if not self._prompt_counted and output.prompt_token_ids is not None:
-            self._prompt_counted = True
-            tally.prompt_tokens += len(output.prompt_token_ids)
-        # The server asks for deltas (streams) or for the final output alone, so nothing is counted twice.
-        new = sum(len(completion.token_ids) for completion in output.outputs)
-        if new and tally.first_token_at is None:
-            tally.first_token_at = time.monotonic()
-        tally.completion_tokens += new
+    @property
+    def completion_tokens(self) -> int:
+        # A pooling request generates nothing.
+        return self._state.detokenizer.num_output_tokens() if self._state.detokenizer else 0
+
+    @property
+    def first_token_at(self) -> float | None:
+        latency_s = self._state.stats.first_token_latency if self._state.stats else 0.0
+        return self._began_at + latency_s if latency_s else None

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
@@ -170,6 +171,9 @@ async def _build_app(client: CountingLLM, args: argparse.Namespace) -> FastAPI:
     tasks = await client.get_supported_tasks()
     app = build_app(args, tasks, client.model_config)
     await init_app_state(client, app.state, args, tasks)
+    # FastAPI's own refusals too (a route that this model has not) in OpenAI's shape: vLLM's handler knows
+    # only FastAPI's subclass of them.
+    app.add_exception_handler(StarletteHTTPException, app.exception_handlers[HTTPException])
     # vLLM's error handler tells its own web server to exit when the engine dies. Here Serve is the server,
     # and learns it from check_health.
     app.state.server = SimpleNamespace(should_exit=False)

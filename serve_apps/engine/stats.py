@@ -1,4 +1,4 @@
-"""What the engine does now, kept from vLLM's own statistics: for autoscaling and for ``tandem status``."""
+"""What the engine does now, kept from vLLM's own statistics: for autoscaling."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ _KEPT_OPEN: list[int] = []
 def kill_children() -> None:
     """Kill what the calling process started, the watchdog excepted."""
     for pid, _ in family(set(), os.getpid()):
-        if os.getsid(pid) == os.getsid(0):
-            with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(pid) == os.getsid(0):
                 os.kill(pid, signal.SIGKILL)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -26,6 +28,8 @@ _RETRY_AFTER_S = 5.0
 _REACHABLE_S = 5.0
 """How long an app may be known to Serve and not yet to HAProxy."""
 _AGAIN_S = 0.2
+_MOST_BODY_BYTES = 64 << 20
+"""The front keeps a body until it has found the model in it."""
 
 
 class Front:
@@ -48,7 +52,9 @@ class Front:
             Route("/{path:path}", self._pass_on, methods=_METHODS),
         ]
         handlers: Any = {Refused: _refusal, HTTPException: _http_error, ClientLeft: _nobody}
-        return Starlette(routes=routes, exception_handlers=handlers)
+        # As vLLM's own server: browsers may ask from anywhere, with a key.
+        cors = Middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
+        return Starlette(routes=routes, exception_handlers=handlers, middleware=[cors])
 
     async def _models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": await self._cards(request)})
@@ -70,12 +76,14 @@ class Front:
     async def _pass_on(self, request: Request) -> Response:
         if PASSED_HEADER in request.headers:
             return Response(status_code=503, headers={PASSED_HEADER: "1"})
+        # Before the body is read: who may use nothing here sends nothing either.
+        visible = await self._keys.visible(await self._apps.all(), request.headers.raw)
         body = await _body_of(request)
         content_type = request.headers.get("content-type", "")
         model = model_in(content_type, body)
         deadline = time.monotonic() + _REACHABLE_S
         while True:
-            app = await self._app(model, request)
+            app = await self._app(model, request, visible)
             url, prefix = self._apps.base_url, app.prefix
             reply = await self._proxy.ask(request, body, base_url=url, prefix=prefix)
             if PASSED_HEADER not in reply.headers:
@@ -89,19 +97,18 @@ class Front:
         learned = reply.status_code < 400 and not is_form(content_type)
         return Answer(reply, [(ROUTE_HEADER.encode(), prefix.encode())] if learned else [])
 
-    async def _app(self, model: str | None, request: Request) -> KnownApp:
+    async def _app(self, model: str | None, request: Request, visible: dict[str, list[str]]) -> KnownApp:
         """The app that answers to the model, one that can answer now; one that sleeps the request wakes.
 
         Raises:
             Refused: there is none.
         """
-        app = await self._apps.answering_to(model) if model is not None else None
-        if app is not None and app.answers:
-            return app
-        # Who may not know what there is learns nothing from a wrong name, nor of an app's faults.
-        visible = await self._keys.visible(await self._apps.all(), request.headers.raw)
         if model is None:
             raise _no_model(request)
+        app = await self._apps.answering_to(model)
+        # Who may not use it wakes nothing, and learns nothing from a wrong name, nor of an app's faults.
+        if app is not None and app.answers and (app.running or model in visible.get(app.spec.name, ())):
+            return app
         if app is None or app.spec.name not in visible:
             raise _unknown(model, [name for names in visible.values() for name in names])
         raise _not_ready(app, f"{app.status}{': ' if app.message else ''}{app.message}")
@@ -124,10 +131,19 @@ def _card(app: KnownApp, name: str) -> dict[str, Any]:
 
 
 async def _body_of(request: Request) -> bytes:
+    body = bytearray()
     try:
-        return await request.body()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > _MOST_BODY_BYTES:
+                raise Refused(
+                    413,
+                    f"The body has more than {_MOST_BODY_BYTES >> 20} MiB. Send it below its app's prefix.",
+                    code="body_too_large",
+                )
     except ClientDisconnect:
         raise ClientLeft from None
+    return bytes(body)
 
 
 def _not_ready(app: KnownApp, how: str) -> Refused:
@@ -152,7 +168,12 @@ def _unknown(model: str, names: Iterable[str]) -> Refused:
 def _no_model(request: Request) -> Refused:
     if request.method != "POST":
         return Refused(404, f"Nothing answers at {request.url.path}.", code="not_found")
-    return Refused(400, "The body names no model. Send a field 'model'.", code="model_missing", param="model")
+    return Refused(
+        400,
+        "The body names no model. Send JSON with a field 'model', as content-type application/json.",
+        code="model_missing",
+        param="model",
+    )
 
 
 async def _refusal(request: Request, error: Any) -> Response:

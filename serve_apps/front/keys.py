@@ -42,6 +42,10 @@ class FrontKeys:
         place = (app.spec.store, app.spec.keys)
         if place not in self._rings:
             # Kept before it has looked: who comes meanwhile waits for the same look.
-            self._rings[place] = Keyring(keys_in(open_store(app.spec.store).root, app.spec.keys))
-            await self._rings[place].start()
+            ring = self._rings[place] = Keyring(keys_in(open_store(app.spec.store).root, app.spec.keys))
+            try:
+                await ring.start()
+            except BaseException:
+                del self._rings[place]  # it would never look again
+                raise
         return await self._rings[place].key_of(headers)

@@ -60,8 +60,10 @@ class KnownApp:
 
     @property
     def answers(self) -> bool:
-        """Whether a request to it will be answered."""
-        return self.running > 0 or self.is_asleep
+        """Whether a request to it will be answered, be it after a while."""
+        # One that has answered before and is just being replaced: Ray keeps the request until it is there.
+        comes_back = self.status in ("DEPLOYING", "UNHEALTHY") and self.max_model_len is not None
+        return self.running > 0 or self.is_asleep or comes_back
 
     def names(self) -> Iterator[str]:
         """Every ``model`` that it answers to, once each."""

@@ -150,6 +150,11 @@ def test_a_client_that_leaves_aborts_its_generation(cluster: TestCluster, client
         lambda: last()["status"] == 200 and last()["path"] == "/v1/completions", "its line in the log", 30
     )
     assert 0 < last()["completion_tokens"] < 400 and last()["ttft_s"] > 0
+    # One that is not streamed has told nothing when it is broken off, and was work all the same.
+    with pytest.raises(httpx.ReadTimeout):
+        client.post("/v1/completions", json={**body, "stream": False}, timeout=httpx.Timeout(5, read=0.3))
+    wait_for(lambda: last()["status"] == 499, "the line of the one that is not streamed", 30)
+    assert last()["prompt_tokens"] > 0 and 0 < last()["completion_tokens"] < 400
 
 
 def test_one_endpoint_answers_for_every_app_by_the_model(inputs: TestCluster, app_url: str):

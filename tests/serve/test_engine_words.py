@@ -99,11 +99,16 @@ def test_the_deployment_crosses_to_the_serve_environment_by_name(
     monkeypatch.setenv("PYTHONPATH", "/code")
     spec = ServeSpec(name="assistant", model="tiny")
     plan = plan_serve(spec, store=with_model, cluster_resources={"CPU": 2})
-    deployment = deploy(plan)._bound_deployment
+    deployment = deploy(plan, free_resources={"CPU": 0.5})._bound_deployment
     options = deployment.ray_actor_options
     assert (options["num_cpus"], options["num_gpus"]) == (0.5, 0)
     assert options["runtime_env"]["py_executable"] == sys.executable
     assert options["runtime_env"]["env_vars"]["PYTHONPATH"].split(":")[-1] == "/code"
+    config = deployment._deployment_config
+    assert config.max_surge_percent == 100
+    assert (
+        deploy(plan, free_resources={"CPU": 0.4})._bound_deployment._deployment_config.max_surge_percent == 0
+    )
     assert deployment.max_ongoing_requests > spec.max_ongoing_requests + spec.max_queued_requests
     # By name, not by value: the class is read from the serve environment's own copy of Ray and of this code.
     assert len(pickle.dumps(VllmReplica)) < 100

@@ -251,6 +251,34 @@ def test_an_app_that_cannot_answer_is_refused_with_the_reason_and_one_that_sleep
     assert wait_for(lambda: world.client.post("/v1/x", json={"model": "bad"}).is_success, "it answers", 10)
 
 
+def test_who_has_no_key_wakes_no_app_and_does_not_hear_of_it(world: World):
+    world.add("asleep", running=0, auth="keys")
+    key = keys_in(world.store.root).create("ci").text
+    assert "asleep" not in world.error(404, json={"model": "asleep"})["message"].partition("Known")[2]
+    headers = {"authorization": f"Bearer {key}"}
+    assert (
+        world.client.post("/v1/x", json={"model": "asleep"}, headers=headers).json()["path"] == "/asleep/v1/x"
+    )
+
+
+def test_requests_for_an_app_that_is_being_replaced_are_kept_for_it(world: World):
+    assert world.client.post("/v1/x", json={"model": "one"}).is_success
+    world.add("one", running=0, status="DEPLOYING")
+    wait_for(lambda: world.client.get("/v1/models/one").json()["state"] == "DEPLOYING", "it is seen", 10)
+    assert world.client.post("/v1/x", json={"model": "one"}).json()["path"] == "/one/v1/x"
+
+
+def test_a_body_without_end_is_refused(world: World):
+    error = world.error(413, content=(b"x" * (1 << 20) for _ in range(65)))
+    assert "64 MiB" in error["message"]
+
+
+def test_browsers_may_ask(world: World):
+    asked = {"origin": "https://page.example", "access-control-request-method": "POST"}
+    answer = world.client.options("/v1/completions", headers=asked)
+    assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "*"
+
+
 def test_what_names_no_model_or_an_unknown_one_is_told_so(world: World):
     unknown = world.error(404, json={"model": "tow"})
     assert unknown["code"] == "model_not_found" and "Known: base/v1, base/v2, one, poet" in unknown["message"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -29,10 +30,14 @@ def _key(**limits: int) -> KeyRecord:
     )
 
 
+def _work(completion_tokens: int, prompt_tokens: int = 0) -> SimpleNamespace:
+    return SimpleNamespace(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+
+
 def _request(limits: Limits, key: KeyRecord, tokens: int = 0) -> None:
     tally = Tally("tiny")
     limits.admit(key, tally)
-    tally.completion_tokens += tokens
+    tally.works.append(_work(tokens))
     limits.done(key, tally)
 
 
@@ -65,7 +70,7 @@ def test_tokens_count_while_the_request_still_runs():
     limits, key = Limits(clock=clock), _key(tokens_per_minute=100)
     running = Tally("tiny")
     limits.admit(key, running)
-    running.prompt_tokens, running.completion_tokens = 60, 39
+    running.works.append(_work(39, prompt_tokens=60))
     _request(limits, key, tokens=1)
     with pytest.raises(Refused, match="100 of 100 tokens"):
         _request(limits, key)
@@ -91,6 +96,22 @@ def test_reports_are_summed_over_others_and_replace_what_was_said_before():
     assert [use[1:] for use in shared.exchange("b", {"k": []})["k"]] == [(2, 60)]
 
 
+def test_tokens_of_a_request_that_ran_longer_than_the_window_count_from_its_end():
+    clock = Clock()
+    limits, key = Limits(clock=clock), _key(tokens_per_minute=100)
+    long = Tally("tiny")
+    limits.admit(key, long)
+    long.works.append(_work(100_000))
+    clock.now += 70
+    limits.done(key, long)
+    limits._forget_the_idle()
+    with pytest.raises(Refused, match="100000 of 100 tokens"):
+        _request(limits, key)
+    clock.now += 62
+    limits._forget_the_idle()
+    assert not limits._accounts
+
+
 @pytest.mark.engine
 def test_replicas_share_a_limit_through_ray(cluster: TestCluster):
     key = _key(tokens_per_minute=1000)
@@ -104,7 +125,7 @@ def test_replicas_share_a_limit_through_ray(cluster: TestCluster):
                 _request(here, key, tokens=200)
             running = Tally("tiny")
             there.admit(key, running)
-            running.completion_tokens = 201
+            running.works.append(_work(201))
             async with asyncio.timeout(60):
                 while True:
                     await asyncio.sleep(0.05)

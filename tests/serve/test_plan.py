@@ -89,6 +89,17 @@ def test_an_open_app_is_refused_where_others_could_reach_it(with_model: Store):
         plan_serve(spec, store=with_model, cluster_resources=LAPTOP, http_host=None)
 
 
+def test_the_fronts_name_and_an_unknown_policy_are_refused_before_anything_is_deployed(with_model: Store):
+    with pytest.raises(ConfigError, match="name is 'tandem-front'"):
+        plan_serve(
+            load_spec(ServeSpec, {"name": "tandem-front", "model": "tiny"}),
+            store=with_model,
+            cluster_resources=LAPTOP,
+        )
+    with pytest.raises(ConfigError, match=r"autoscaling\.policy.*'waiting_request'.*'waiting_requests'"):
+        plan(with_model, LAPTOP, autoscaling={"policy": "waiting_request"})
+
+
 def test_a_route_may_have_several_parts(with_model: Store):
     assert plan(with_model, LAPTOP, route_prefix="/x/y").application()["route_prefix"] == "/x/y"
 

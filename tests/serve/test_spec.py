@@ -31,6 +31,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "serve"
         ({"autoscaling": {"max_replica": 2}}, r"autoscaling\.max_replica: unknown field .* 'max_replicas'"),
         ({"route_prefix": "/v1"}, r"route_prefix: is '/v1', but below /v1 all apps answer together"),
         ({"route_prefix": "/"}, r"At the root /v1 answers for all apps"),
+        ({"name": "v1"}, r"name: is 'v1', but at /v1 all apps answer together"),
         ({"auth": "open"}, r"auth: is 'open'"),
         ({"adapters": ["poet"]}, r"adapters: is \['poet'\]"),
     ],

@@ -14,10 +14,7 @@ def test_the_last_word_on_a_name_counts_and_other_apps_do_not_hear_it(store: Sto
     attached.attach(store, "app", "helper", "helper/v2")
     attached.detach(store, "app", "poet")
     found = attached.listing(store, "app")
-    assert {name: (one.model, one.removed) for name, one in found.items()} == {
-        "helper": ("helper/v2", False),
-        "poet": (None, True),
-    }
+    assert {name: one.model for name, one in found.items()} == {"helper": "helper/v2", "poet": None}
     assert attached.listing(store, "app-2") == {}
 
 

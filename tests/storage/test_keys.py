@@ -58,6 +58,15 @@ def test_a_revoked_key_stays_listed_and_cannot_be_rotated(keys: Keys):
         keys.rotate(new.record.id)
 
 
+def test_rotating_at_the_same_time_does_not_bring_a_revoked_key_back(keys: Keys):
+    new = keys.create("ci")
+    read_before = keys.get(new.record.id)
+    keys.revoke(new.record.id)
+    keys._replace(read_before, sha256="0" * 64)  # what a rotation writes that had read the record before
+    assert keys.get(new.record.id).revoked_at
+    assert [record.revoked_at is not None for record in keys.all()] == [True]
+
+
 def test_rotating_changes_the_secret_and_nothing_else(keys: Keys):
     old = keys.create("ci", scopes=Scopes(permissions="admin"), tokens_per_minute=900)
     new = keys.rotate(old.record.id)
