@@ -76,6 +76,7 @@ class Door:
             await self._app(scope, receive, send)
             return
         visit = _Visit(scope, path, send, Tally(self._name))
+        receive = visit.watching(receive)
         if self._log_requests and self._log_prompts:
             receive = visit.listening(receive)
         token = CURRENT.set(visit.tally)
@@ -146,6 +147,7 @@ class _Visit:
         self._send = send
         self._traceparent = header(scope, b"traceparent")
         self._body: bytearray | None = None
+        self._has_left = False
         given = header(scope, _REQUEST_ID)
         # Ray's server gives every request an id before it comes here, and adds it to the answer itself.
         self._adds_id = given is None
@@ -159,13 +161,25 @@ class _Visit:
     def send(self, message: ASGI) -> Any:
         """ASGI's ``send``; notes the status, and adds the request id to the answer where nobody else does."""
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            # vLLM answers a client that has left, too: with 200 and nothing.
+            self.status = _CLIENT_LEFT if self._has_left else message["status"]
             if self._adds_id:
                 headers = [*message.get("headers", ()), (_REQUEST_ID, self._request_id.encode())]
                 message = {**message, "headers": headers}
         elif message["type"] == "websocket.accept":
             self.status = 101
         return self._send(message)
+
+    def watching(self, receive: ASGI) -> ASGI:
+        """``receive``, noting that the client has left."""
+
+        async def watch() -> Any:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self._has_left = True
+            return message
+
+        return watch
 
     def listening(self, receive: ASGI) -> ASGI:
         """``receive``, keeping the beginning of the body for the log."""

@@ -283,6 +283,29 @@ def test_a_client_that_leaves_while_it_waits_frees_its_place(lines: Callable[[],
     asyncio.run(main())
 
 
+def test_a_client_that_left_is_499_even_where_the_application_answers_it(
+    lines: Callable[[], list[dict[str, Any]]],
+):
+    """As vLLM does: its own look at the connection ends the work, and an empty 200 follows."""
+
+    async def empty_200(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await Response()(scope, receive, send)
+
+    async def main() -> None:
+        door = Door(
+            empty_200, name="tiny", keyring=None, limits=None, max_ongoing_requests=1, max_queued_requests=0
+        )
+        async with served(door) as url, httpx.AsyncClient(base_url=url) as client:
+            with pytest.raises(httpx.ReadTimeout):
+                await client.post("/v1/completions", content="a", timeout=httpx.Timeout(5, read=0.2))
+            await _until(lambda: bool(lines()))
+        assert [line["status"] for line in lines()] == [499]
+
+    asyncio.run(main())
+
+
 @asynccontextmanager
 async def served(app: Any) -> AsyncIterator[str]:
     """The application behind a real server on a free port."""
