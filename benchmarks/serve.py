@@ -1,14 +1,13 @@
 """What Tandem costs around vLLM's server: streaming completions against vLLM's own API server, as ratios.
 
-    python benchmarks/serve.py [--only speed|bare|replicas|prefix|idle] [--pairs 3] [--requests 160]
-                               [--json FILE]
+    python benchmarks/serve.py [--only speed|bare|replicas|prefix|idle|adapter] [--pairs 3]
+                               [--requests 24] [--json FILE]
 
 Every server runs the same engine arguments, variables and model (4 million parameters, so that what lies
-around the engine is what one sees), all are up at once, and each round asks one after the other, to
-and fro; a ratio
-is between two runs of one round. Two cores for everything: CPU milliseconds per request and process say more
-than requests a second where others use the machine too. bare is left out unless asked for: its two clusters
-take minutes to start.
+around the engine is what one sees), all are up at once, and each round asks one after the other, to and fro;
+a ratio is between two runs of one round. Two cores for everything: CPU milliseconds per request and process
+say more than requests a second where others use the machine too. bare is left out unless asked for: its two
+clusters take minutes to start.
 """
 
 import argparse
@@ -29,6 +28,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import serve_targets as targets
+from benchmarks.serve_adapter import adapter_app
 from benchmarks.serve_report import Row, show_parts, show_rows
 from cluster import local
 from runtime.demo import add_demo_inputs
@@ -36,7 +36,10 @@ from storage.store import Store, open_store
 
 _CONCURRENCY = (1, 8, 32)
 _PROMPT_TOKENS, _OUTPUT_TOKENS = 32, 32
-_PREFIX_TOKENS = 192
+_PREFIX_TOKENS = 896
+_PREFIXES = 40
+"""Different beginnings, each of so many requests: what a replica has not seen yet it must compute."""
+_OF_A_PREFIX = 4
 _IDLE = 1000
 _WAIT_S = 2.0
 
@@ -77,32 +80,38 @@ class Bench:
         concurrency: int,
         prefix_tokens: int = 0,
         prompt_tokens: int = _PROMPT_TOKENS,
+        output_tokens: int = _OUTPUT_TOKENS,
         **client: Any,
     ) -> dict[str, Any]:
         """Figures of one run."""
-        # One connection alone is slower per request, and its figures are steadier.
-        count = self.requests if concurrency > 1 else max(20, self.requests // 4)
-        made = _bodies(target.model, count, f"{concurrency}-{seed}", prefix_tokens, prompt_tokens)
+        count = self.requests * max(2, concurrency)
+        if prefix_tokens:
+            count = _PREFIXES * _OF_A_PREFIX
+        dice = random.Random(f"{concurrency}-{seed}")
+        made = _bodies(target.model, count, dice, prefix_tokens, prompt_tokens, output_tokens)
         job = {"url": f"{target.url}/completions", "bodies": made, "concurrency": concurrency, **client}
         figures = targets.measured(target, lambda: targets.run_client(job, self.scratch))
-        return figures | {"tokens_per_s": figures["requests_per_s"] * _OUTPUT_TOKENS}
+        return figures | {"tokens_per_s": figures["requests_per_s"] * output_tokens}
 
 
-def _bodies(model: str, count: int, seed: str, prefix_tokens: int, prompt_tokens: int) -> list[str]:
+def _bodies(
+    model: str, count: int, dice: random.Random, prefix_tokens: int, prompt_tokens: int, output_tokens: int
+) -> list[str]:
     """Requests as token ids: the length is exact, and only a shared prefix is ever found in the cache."""
-    dice = random.Random(seed)
-    prefix = [random.Random(7).randrange(10, 300) for _ in range(prefix_tokens)]
+
+    def tokens(number: int) -> list[int]:
+        return [dice.randrange(10, 300) for _ in range(number)]
+
+    prefixes = [tokens(prefix_tokens) for _ in range(_PREFIXES)]
     fixed = {
         "model": model,
-        "max_tokens": _OUTPUT_TOKENS,
+        "max_tokens": output_tokens,
         "ignore_eos": True,
         "stream": True,
         "temperature": 0,
     }
-    return [
-        json.dumps(fixed | {"prompt": prefix + [dice.randrange(10, 300) for _ in range(prompt_tokens)]})
-        for _ in range(count)
-    ]
+    prompts = (prefixes[n % _PREFIXES] + tokens(prompt_tokens) for n in range(count))
+    return [json.dumps(fixed | {"prompt": prompt}) for prompt in prompts]
 
 
 def _speed(bench: Bench) -> list[Row]:
@@ -131,24 +140,34 @@ def _replicas(bench: Bench) -> list[Row]:
 
 
 def _prefix(bench: Bench) -> list[Row]:
-    shared = {"prefix_tokens": _PREFIX_TOKENS, "prompt_tokens": 16, "concurrency": 8}
-    alone = {"prompt_tokens": _PREFIX_TOKENS + 16, "concurrency": 8}
-    with _two(bench) as two:
-        asked = [bench.raw, bench.app, two]
-        return [
-            *bench.rounds(asked, f"{_PREFIX_TOKENS} of {_PREFIX_TOKENS + 16} prompt tokens shared", **shared),
-            *bench.rounds(asked, f"{_PREFIX_TOKENS + 16} prompt tokens, none shared", **alone),
-        ]
+    shared = {"prefix_tokens": _PREFIX_TOKENS, "prompt_tokens": 16, "output_tokens": 4, "concurrency": 8}
+    title = f"{_PREFIXES} beginnings of {_PREFIX_TOKENS} tokens, {_OF_A_PREFIX} requests each"
+    with _two(bench) as two, _two(bench, name="bench-prefix", routing="prefix") as by_prefix:
+        return bench.rounds([two, by_prefix], title, **shared)
 
 
 @contextmanager
-def _two(bench: Bench) -> Iterator[targets.Target]:
+def _two(
+    bench: Bench, *, name: str = "bench-two", routing: str = "least_requests"
+) -> Iterator[targets.Target]:
     two = {"min_replicas": 2, "max_replicas": 2}
-    target = targets.tandem_app(bench.store, bench.cluster, "bench-two", autoscaling=two)
+    engine = targets.ENGINE | {"max_model_len": 1024}
+    fields = {"autoscaling": two, "routing": routing, "engine": engine}
+    target = targets.tandem_app(bench.store, bench.cluster, name, **fields)
     try:
-        yield targets.renamed(target, "Tandem, two replicas")
+        yield targets.renamed(target, f"Tandem, two replicas, {routing}")
     finally:
         targets.stop(bench.store, target)
+
+
+def _adapter(bench: Bench) -> list[Row]:
+    """Prints seconds from "adapter version published" to the first token that it generated."""
+    with adapter_app(bench.store, bench.cluster, bench.scratch) as publish_and_ask:
+        taken_s = [publish_and_ask() for _ in range(bench.pairs)]
+    bench.console.print(
+        f"  from publishing a version to its first token: {', '.join(f'{s:.2f}' for s in taken_s)} s"
+    )
+    return []
 
 
 def _idle(bench: Bench) -> list[Row]:
@@ -177,9 +196,10 @@ _PARTS = {
     "replicas": _replicas,
     "prefix": _prefix,
     "idle": _idle,
+    "adapter": _adapter,
     "bare": _bare,
 }
-_UNASKED = ("speed", "replicas", "prefix", "idle")
+_UNASKED = ("speed", "replicas", "prefix", "idle", "adapter")
 
 
 def main() -> None:
@@ -189,7 +209,7 @@ def main() -> None:
     )
     parser.add_argument("--only", choices=_PARTS, help="one part")
     parser.add_argument("--pairs", type=int, default=3, help="counted rounds")
-    parser.add_argument("--requests", type=int, default=160, help="requests of a run")
+    parser.add_argument("--requests", type=int, default=24, help="of each connection in a run")
     parser.add_argument("--json", type=Path, help="write every figure there")
     given = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 150)

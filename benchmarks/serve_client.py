@@ -81,6 +81,11 @@ class _Connection(asyncio.Protocol):
             else:
                 self.done.set_exception(ConnectionError(f"refused: {self._head[:400]!r}"))
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the server announced that it closes after this response, as HAProxy does at a reload."""
+        return b"\r\nconnection: close\r\n" in self._head.lower()
+
     async def ask(self, request: bytes) -> tuple[float, list[float]]:
         """When it was sent, and when the events came."""
         self.event_times_s, self._tail, self._head = [], b"", b""
@@ -110,6 +115,8 @@ async def _run(job: Job) -> dict[str, Any]:
         for request in requests:
             sent_s, events_s = await connection.ask(request)
             taken.append((sent_s, events_s, time.perf_counter()))
+            if connection.is_last:
+                connection = await connect()
         connection.transport.close()
 
     before = resource.getrusage(resource.RUSAGE_SELF)

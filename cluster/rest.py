@@ -75,6 +75,11 @@ def cluster_resources(dashboard_url: str) -> dict[str, float]:
     return total
 
 
+def most_gpus_on_a_node(dashboard_url: str) -> float:
+    """GPUs of the living node that has the most."""
+    return max(float(node["resources_total"].get("GPU", 0)) for node in _living_nodes(dashboard_url))
+
+
 def accelerators(dashboard_url: str) -> dict[str, float]:
     """GPUs of all living nodes by product: ``{"A100": 8.0}``."""
     return gpus_by_product(node["resources_total"] for node in _living_nodes(dashboard_url))

@@ -9,7 +9,7 @@ from typing import Any
 from cluster import applications
 from runtime.core.config import load_spec
 from runtime.core.errors import ConfigError, WaitTimeout
-from serve_apps.adapters import Limits, check, check_served, find, plan_adapters, references
+from serve_apps.adapters import Limits, attach, detach, find, plan_adapters, references
 from serve_apps.spec import ServeSpec
 from storage import attached
 from storage.store import Store, open_store
@@ -63,18 +63,12 @@ class AppAdapters:
             ConfigError: it cannot be served, here or in a replica's judgement; nothing has changed.
             WaitTimeout: not every replica has it yet; it stays attached.
         """
-        before = attached.listing(self.store, self.spec.name)
-        adapter = find(self.store, name, reference)
-        model = self.store.model(self.spec.model)
-        others = references(self.spec, before)
-        check(adapter, spec=self.spec, model=model, limits=self._limits(), others=others)
-        attachment = attached.attach(self.store, self.spec.name, name, reference)
+        change = attach(self.store, self.spec, name, reference, limits=self._limits())
         if wait:
-            self._wait(
-                name, timeout_s, lambda state: self._has(state, name, adapter.version.ref), attachment.at
-            )
-            if fault := self._fault(name, attachment.at):
-                attached.put_back(self.store, self.spec.name, name, before.get(name))
+            version, at = change.adapter.version.ref, change.attachment.at
+            self._wait(name, timeout_s, lambda state: self._has(state, name, version), at)
+            if fault := self._fault(name, at):
+                attached.put_back(self.store, self.spec.name, name, change.before)
                 raise ConfigError(f"adapters.{name} is {reference!r}, but a replica refuses it: {fault}")
         return self._row(name, reference, True, self._states())
 
@@ -85,12 +79,7 @@ class AppAdapters:
             ConfigError: the app has no such adapter.
             WaitTimeout: a replica still has it.
         """
-        before = attached.listing(self.store, self.spec.name)
-        check_served(self.spec, before, name)
-        if name in self.spec.adapters:
-            attached.detach(self.store, self.spec.name, name)
-        else:
-            attached.put_back(self.store, self.spec.name, name, None)
+        detach(self.store, self.spec, name)
         if wait:
             self._wait(name, timeout_s, lambda state: name not in state.get("adapters", {}), "")
 

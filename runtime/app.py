@@ -13,9 +13,11 @@ from cluster import applications
 from cluster.rest import is_remote
 from runtime.core.errors import ClusterError, ServeError, TandemError, WaitTimeout
 from runtime.show import table_html
+from serve_apps.live_stats import read_stats
 from serve_apps.plan import IMPORT_PATH
 from serve_apps.status import why
 from storage import attached
+from storage.location import side_by_side
 from storage.patience import patience
 from storage.store import open_store
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from openai import OpenAI
 
 _POLL_S = 0.5
+_STATS = ("running", "waiting", "tokens_per_s", "ttft_s", "kv_cache_usage")
 _FORGET_S = 5.0
 
 
@@ -132,6 +135,32 @@ class App:
             # Somebody's own Serve app may be at the root instead of the front.
             "endpoint": f"http://{host}:{port}{'' if _has_front(serve) else prefix}/v1",
             "message": why(details) or None,
+        }
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """One row a replica as it is now: ``state`` (Serve's word), node, process, what its engine does.
+
+        ``running`` and ``waiting`` requests, ``tokens_per_s`` generated and ``ttft_s`` (90th percentile; None
+        without a first token) in the last 10 s, ``kv_cache_usage`` from 0 to 1. These are None while it
+        starts.
+        """
+        details = applications.applications(self.dashboard_url).get(self.name, {})
+        deployments = (details.get("deployments") or {}).values()
+        found = [replica for deployment in deployments for replica in deployment["replicas"]]
+        return side_by_side(self._replica, found)
+
+    def _replica(self, details: Mapping[str, Any]) -> dict[str, Any]:
+        stats: dict[str, float] = {}
+        if details["state"] == "RUNNING":
+            stats = read_stats(self.dashboard_url, details["node_id"], details["replica_id"])
+        return {
+            "app": self.name,
+            "replica_id": details["replica_id"],
+            "state": details["state"],
+            "node_ip": details["node_ip"],
+            "pid": details["pid"],
+            **{name: stats.get(name) for name in _STATS},
+            "ttft_s": stats.get("ttft_s") or None,
         }
 
     def __repr__(self) -> str:

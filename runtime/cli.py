@@ -106,14 +106,35 @@ def down() -> None:
 
 
 @main.command()
+@click.option(
+    "--watch",
+    "period_s",
+    type=click.FloatRange(0.2),
+    is_flag=False,
+    flag_value=1.0,
+    metavar="[SECONDS]",
+    help="Look again every so many seconds (1), until Ctrl-C.",
+)
 @address_option
 @store_option
 @json_option
-def status(address: str | None, store: str | None, as_json: bool) -> None:
-    """Show the cluster, its serve apps and the newest runs. Starts nothing."""
-    from runtime.status import print_status
+def status(address: str | None, store: str | None, as_json: bool, period_s: float | None) -> None:
+    """Show the cluster, its serve apps and the newest runs. Starts nothing.
 
-    print_status(address, store, as_json=as_json)
+    Of an app: requests in its engines and waiting, and of the last 10 s the tokens generated per second, the
+    time to first token (90th percentile) and the share of the KV cache in use.
+    """
+    from runtime.status import print_status, watch_status
+
+    if period_s is None:
+        print_status(address, store, as_json=as_json)
+        return
+    if as_json:
+        raise click.UsageError("--watch is for a terminal. Leave out --watch or --json.")
+    try:
+        watch_status(address, store, period_s=period_s)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 @main.command()

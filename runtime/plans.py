@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster import local
 from cluster.applications import http_host
-from cluster.rest import accelerators, checked_url, cluster_resources
+from cluster.rest import accelerators, checked_url, cluster_resources, most_gpus_on_a_node
 from runtime.core.config import blamed_on, load_spec
 from serve_apps.plan import ServePlan, plan_serve
 from serve_apps.spec import ServeSpec
@@ -31,6 +31,7 @@ def serve_plan(spec: Path, address: str | None, store: str | None) -> ServePlan:
             resolved,
             store=open_store(resolved.store or store),
             cluster_resources=_resources(address),
+            most_gpus_on_a_node=most_gpus_on_a_node(url) if (url := local.dashboard_of(address)) else None,
             http_host=http_host(checked_url(address)) if address else "127.0.0.1",
         )
 

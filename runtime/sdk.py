@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from cluster import applications, jobs, local
 from cluster.code import code_snapshot
 from cluster.environments import check_pair
-from cluster.rest import accelerators, checked_url, cluster_resources, ray_version
+from cluster.rest import accelerators, checked_url, cluster_resources, most_gpus_on_a_node, ray_version
 from runtime.adapters import AppAdapters
 from runtime.app import App
 from runtime.core.config import blamed_on, load_spec, origin_of
@@ -179,6 +179,7 @@ class Tandem:
                 resolved,
                 store=store,
                 cluster_resources=self.resources(),
+                most_gpus_on_a_node=most_gpus_on_a_node(self.dashboard_url),
                 http_host="127.0.0.1" if self._local else applications.http_host(self.dashboard_url),
             )
 

@@ -3,39 +3,98 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.text import Text
 
 from cluster import applications, local
 from cluster.rest import cluster_resources, ray_version
 from runtime.app import App
-from runtime.core.errors import ClusterError, ConfigError
+from runtime.core.errors import ClusterError, ConfigError, TandemError
 from runtime.run import ENDED, Run
-from runtime.show import print_table
+from runtime.show import Rows, print_table, table
 from storage.store import open_store
 
 _NEWEST = 5
+_NO_CLUSTER = "No local cluster runs. Start one with `tandem up`."
+_LIVE: dict[str, tuple[str, Callable[[float], str]]] = {
+    "running": ("running", "{:.0f}".format),
+    "waiting": ("waiting", "{:.0f}".format),
+    "tok/s": ("tokens_per_s", "{:.0f}".format),
+    "TTFT": ("ttft_s", lambda ttft_s: f"{ttft_s * 1000:.0f} ms"),
+    "KV": ("kv_cache_usage", "{:.0%}".format),
+}
+"""Column by column: the figure of a replica, and how it is written."""
 
 
 def print_status(address: str | None, store: str | None, *, as_json: bool) -> None:
-    """Print cluster, apps and the newest runs."""
+    """Print cluster, apps with their replicas, and the newest runs."""
     data = collect(address, store)
     if as_json:
         click.echo(json.dumps(data, indent=2))
         return
-    cluster = data["cluster"]
-    if cluster:
-        print_table([cluster], ["dashboard_url", "ray_version", "CPU", "GPU"], title="cluster")
-        print_table(data["apps"], ["name", "status", "model", "url", "message"], title="apps")
-    else:
-        click.echo("No local cluster runs. Start one with `tandem up`.")
-    print_table(data["runs"], ["run_id", "status", "step", "max_steps", "loss", "model"], title="newest runs")
+    if data["cluster"] is None:
+        click.echo(_NO_CLUSTER)
+    for rows, columns, title in _tables(data):
+        print_table(rows, columns, title=title)
+
+
+def watch_status(address: str | None, store: str | None, *, period_s: float) -> None:
+    """The same again and again in one place, until Ctrl-C."""
+    with Live(console=Console(), auto_refresh=False, screen=True) as live:
+        while True:
+            live.update(_screen(address, store), refresh=True)
+            time.sleep(period_s)
+
+
+def _screen(address: str | None, store: str | None) -> RenderableType:
+    try:
+        data = collect(address, store)
+    except TandemError as error:
+        return Text(str(error))  # the next look may find it again
+    shown: list[RenderableType] = [] if data["cluster"] else [Text(_NO_CLUSTER)]
+    return Group(*shown, *(table(rows, columns, title=title) for rows, columns, title in _tables(data)))
+
+
+def _tables(data: dict[str, Any]) -> list[tuple[Rows, list[str], str]]:
+    tables: list[tuple[Rows, list[str], str]] = []
+    if data["cluster"]:
+        tables.append(([data["cluster"]], ["dashboard_url", "ray_version", "CPU", "GPU"], "cluster"))
+        apps = [{**app, "replicas": _count(app["replicas"])} for app in data["apps"]]
+        tables.append((apps, ["name", "status", "replicas", "model", "url", "message"], "apps"))
+        live = [row for app in data["apps"] for row in _live_rows(app["replicas"])]
+        tables.append((live, ["app", "replica", "state", *_LIVE], "replicas"))
+    newest = ["run_id", "status", "step", "max_steps", "loss", "model"]
+    return [*tables, (data["runs"], newest, "newest runs")]
+
+
+def _count(replicas: list[dict[str, Any]]) -> str:
+    return f"{sum(replica['state'] == 'RUNNING' for replica in replicas)}/{len(replicas)}"
+
+
+def _live_rows(replicas: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each replica of an app, and for several their sum; of times and shares the worst."""
+    rows = [{**replica, "replica": replica["replica_id"], **_shown(replica)} for replica in replicas]
+    told = [replica for replica in replicas if replica["running"] is not None]
+    if len(told) < 2:
+        return rows
+    sums, worst = ("running", "waiting", "tokens_per_s"), ("ttft_s", "kv_cache_usage")
+    over_all = {name: sum(replica[name] for replica in told) for name in sums}
+    over_all |= {name: max(replica[name] or 0 for replica in told) for name in worst}
+    return [*rows, {"app": replicas[0]["app"], "replica": "all", **_shown(over_all)}]
+
+
+def _shown(live: Mapping[str, Any]) -> dict[str, str]:
+    return {title: "" if live[name] is None else show(live[name]) for title, (name, show) in _LIVE.items()}
 
 
 def collect(address: str | None, store: str | None) -> dict[str, Any]:
-    """Cluster (or None), apps and the newest runs as plain data."""
+    """Cluster (or None), apps, each with its replicas, and the newest runs as plain data."""
     url = local.dashboard_of(address)
     runs = [Run(folder).describe() for folder in open_store(store).runs()[-_NEWEST:]]
     if url is None:
@@ -47,8 +106,9 @@ def collect(address: str | None, store: str | None) -> dict[str, Any]:
         "CPU": total["CPU"],
         "GPU": total["GPU"],
     }
-    apps = [App(url, name).describe() for name in sorted(applications.applications(url))]
-    return {"cluster": cluster, "apps": apps, "runs": runs}
+    apps = [App(url, name) for name in sorted(applications.applications(url))]
+    described = [{**app.describe(), "replicas": app.replicas()} for app in apps]
+    return {"cluster": cluster, "apps": described, "runs": runs}
 
 
 def stop_anything(name: str, address: str | None, store: str | None, *, now: bool = False) -> str:

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from runtime.core.config import load_spec
 from runtime.core.errors import ConfigError, StorageError
-from serve_apps.adapters import Limits, check, check_served, find, references
+from serve_apps.adapters import Limits, attach, detach, references
 from serve_apps.spec import ServeSpec
 from storage import attached
 from storage.store import open_store
@@ -72,19 +72,11 @@ class _Admin:
         }
 
     def _add(self, name: str, reference: str) -> dict[str, Any]:
-        adapter = find(self._store, name, reference)
-        others = references(self._spec, attached.listing(self._store, self._spec.name))
-        model = self._store.model(self._spec.model)
-        check(adapter, spec=self._spec, model=model, limits=self._limits, others=others)
-        attached.attach(self._store, self._spec.name, name, reference)
-        return {"name": name, "model": reference, "version": adapter.version.ref}
+        change = attach(self._store, self._spec, name, reference, limits=self._limits)
+        return {"name": name, "model": reference, "version": change.adapter.version.ref}
 
     def _remove(self, name: str) -> None:
-        check_served(self._spec, attached.listing(self._store, self._spec.name), name)
-        if name in self._spec.adapters:
-            attached.detach(self._store, self._spec.name, name)
-        else:
-            attached.put_back(self._store, self._spec.name, name, None)
+        detach(self._store, self._spec, name)
 
 
 def _told(work: _Work) -> _Work:

@@ -13,6 +13,7 @@ from runtime.core.errors import ConfigError, StorageError
 from runtime.core.lookup import did_you_mean
 from serve_apps.adapter_checks import check_adapter, rank_of, read_config
 from serve_apps.spec import ServeSpec
+from storage import attached
 from storage.attached import Attachment, listing
 from storage.models import ModelVersion
 from storage.names import check_name
@@ -57,10 +58,10 @@ class Adapter:
     """What that means now."""
 
 
-def references(spec: ServeSpec, attached: Mapping[str, Attachment]) -> dict[str, str]:
+def references(spec: ServeSpec, attachments: Mapping[str, Attachment]) -> dict[str, str]:
     """Reference by served name: the spec's first, then those attached, without those removed."""
     wanted: dict[str, str] = dict(spec.adapters)
-    for name, attachment in attached.items():
+    for name, attachment in attachments.items():
         if attachment.model is None:
             wanted.pop(name, None)
         else:
@@ -179,8 +180,8 @@ def plan_adapters(spec: ServeSpec, *, store: Store, model: ModelVersion) -> dict
     Raises:
         ConfigError: an adapter of the spec cannot be served.
     """
-    attached = listing(store, spec.name)
-    wanted = references(spec, attached)
+    attachments = listing(store, spec.name)
+    wanted = references(spec, attachments)
     if wanted and spec.engine.get("enable_lora") is False:
         raise ConfigError(
             f"engine.enable_lora is False, but the app has adapters: {', '.join(wanted)}. Leave it out."
@@ -192,22 +193,54 @@ def plan_adapters(spec: ServeSpec, *, store: Store, model: ModelVersion) -> dict
             read_config(adapter.version)
             adapters.append(adapter)
         except (ConfigError, StorageError):
-            if name not in attached:
+            if name not in attachments:
                 raise
     arguments = engine_arguments(spec, adapters)
     limits = Limits.of({**arguments, **spec.engine})
     for adapter in adapters:
-        if adapter.name not in attached:
+        if adapter.name not in attachments:
             check(adapter, spec=spec, model=model, limits=limits, others=wanted)
     return arguments
 
 
-def check_served(spec: ServeSpec, attached: Mapping[str, Attachment], name: str) -> None:
-    """Refuse to remove what is not there.
+@dataclass(frozen=True)
+class Change:
+    """An adapter that has just been attached."""
+
+    adapter: Adapter
+    attachment: Attachment
+    before: Attachment | None
+    """What stood under its name; None: nothing beside the spec."""
+
+
+def attach(store: Store, spec: ServeSpec, name: str, reference: str, *, limits: Limits) -> Change:
+    """Serve an adapter under ``name`` from now on: a record that every replica follows.
+
+    Raises:
+        ConfigError: it can never be served; nothing has changed.
+    """
+    before = listing(store, spec.name)
+    adapter = find(store, name, reference)
+    check(
+        adapter,
+        spec=spec,
+        model=store.model(spec.model),
+        limits=limits,
+        others=references(spec, before),
+    )
+    return Change(adapter, attached.attach(store, spec.name, name, reference), before.get(name))
+
+
+def detach(store: Store, spec: ServeSpec, name: str) -> None:
+    """Serve ``name`` no more.
 
     Raises:
         ConfigError: the app has no adapter of this name; names those it has.
     """
-    served = references(spec, attached)
+    served = references(spec, listing(store, spec.name))
     if name not in served:
         raise ConfigError(f"the app {spec.name} has no adapter {name!r}. {did_you_mean(name, served)}")
+    if name in spec.adapters:
+        attached.detach(store, spec.name, name)
+    else:
+        attached.put_back(store, spec.name, name, None)

@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from cluster.environments import check_pair, interpreter, process_env
+from cluster.haproxy_rules import BY_PREFIX
 from runtime.core.config import load_spec
 from serve_apps.autoscaling import autoscaling_config
 from serve_apps.deployment import VllmReplica
@@ -39,6 +40,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         spec,
         store=open_store(spec.store),
         cluster_resources=ray.cluster_resources(),
+        most_gpus_on_a_node=max(node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]),
         http_host=_http_host(),
     )
     return deploy(plan, free_resources=ray.available_resources())
@@ -57,10 +59,12 @@ def deploy(plan: ServePlan, *, free_resources: Mapping[str, float]) -> serve.App
         free_resources: What nobody on the cluster has reserved now, in Ray's names.
     """
     spec = plan.spec
+    over_nodes = {"placement_group_bundles": plan.placement_group_bundles, "placement_group_strategy": "PACK"}
     return (
         serve.deployment(VllmReplica)
         .options(
-            name=spec.name,
+            # HAProxy knows of an app only what Ray writes into its config, and that is the name.
+            name=spec.name + (BY_PREFIX if spec.routing == "prefix" else ""),
             max_ongoing_requests=plan.max_ongoing_requests,
             autoscaling_config=autoscaling_config(spec),
             # A model that does not load will not load the second time either; one more try is for
@@ -74,6 +78,7 @@ def deploy(plan: ServePlan, *, free_resources: Mapping[str, float]) -> serve.App
             # The door writes a line per request, and at a replica's speed a second one costs.
             logging_config={"enable_access_log": False},
             ray_actor_options={**plan.ray_actor_options, "runtime_env": _runtime_env(plan)},
+            **(over_nodes if plan.placement_group_bundles else {}),
         )
         .bind(plan.model_dump(mode="json"))
     )
@@ -84,8 +89,7 @@ def _surge_percent(plan: ServePlan, free_resources: Mapping[str, float]) -> int:
 
     Without room the new one could never start, so the old one ends first, and Ray keeps the requests.
     """
-    pairs = (("CPU", plan.ray_actor_options["num_cpus"]), ("GPU", plan.ray_actor_options["num_gpus"]))
-    return 100 if all(free_resources.get(name, 0) >= wanted for name, wanted in pairs) else 0
+    return 100 if all(free_resources.get(name, 0) >= n for name, n in plan.reserved.items()) else 0
 
 
 def _runtime_env(plan: ServePlan) -> dict[str, Any]:

@@ -111,6 +111,7 @@ class Door:
             tally.model = await allowed_model(key, scope, receive, default=self._name)
         self.admission.check_room()
         if self._limits and key is not None:
+            await self._limits.know(key)
             self._limits.admit(key, tally)
         try:
             await self._enter(visit, receive)

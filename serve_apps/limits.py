@@ -1,13 +1,14 @@
 """Requests and tokens per minute and key, over a sliding window that all replicas share.
 
 Every replica tells a small Ray actor twice a second what its keys used in the last minute and hears what the
-others counted. So a request waits for nobody; what arrives at several replicas within that half second may
-exceed a limit by as much.
+others counted. So a request waits for nobody, but for the first one of a key that was idle here; what arrives
+at several replicas within that half second may exceed a limit by as much.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import sys
 import time
@@ -28,6 +29,8 @@ _BUCKET_S = 2.0
 
 _ACTOR, _NAMESPACE = "tandem-limits-1", "tandem"
 _CALL_TIMEOUT_S = 5.0
+_LEARN_TIMEOUT_S = 0.5
+"""No request waits longer for what others counted."""
 
 Buckets = list[tuple[float, int, int]]
 """Age in seconds, requests, tokens; oldest first."""
@@ -104,6 +107,24 @@ class Limits:
         self._replica = secrets.token_hex(8)
         self._background: asyncio.Task[None] | None = None
         self._actor: Any = None
+        self._learning: dict[str, asyncio.Task[None]] = {}
+
+    async def know(self, key: KeyRecord) -> None:
+        """Hear what the key used elsewhere, where it was not used here for a while."""
+        if self._background is None or _is_unlimited(key):
+            return
+        if key.id not in self._accounts:
+            self._accounts[key.id] = _Account()
+            self._learning[key.id] = asyncio.create_task(self._learn(key.id), name="tandem-limits-learn")
+        if learning := self._learning.get(key.id):
+            await asyncio.wait([learning], timeout=_LEARN_TIMEOUT_S)
+
+    async def _learn(self, key_id: str) -> None:
+        try:
+            with contextlib.suppress(Exception):  # the background tells it and tries again
+                await asyncio.wait_for(self._share(), _CALL_TIMEOUT_S)
+        finally:
+            del self._learning[key_id]
 
     def admit(self, key: KeyRecord, tally: Tally) -> None:
         """Count a request of the key, and its tally's tokens as they come, until :meth:`done`.
@@ -111,7 +132,7 @@ class Limits:
         Raises:
             Refused: 429: a limit is reached; says when there is room.
         """
-        if key.requests_per_minute is None and key.tokens_per_minute is None:
+        if _is_unlimited(key):
             return
         now = self._clock()
         account = self._accounts.setdefault(key.id, _Account())
@@ -212,6 +233,10 @@ def _shared_actor() -> Any:
     return actor.options(
         **options, num_cpus=0, max_restarts=-1, max_concurrency=1, scheduling_strategy="DEFAULT"
     ).remote()
+
+
+def _is_unlimited(key: KeyRecord) -> bool:
+    return key.requests_per_minute is None and key.tokens_per_minute is None
 
 
 def _too_many(key: KeyRecord, what: str, used: int, limit: int, room_in_s: float) -> Refused:

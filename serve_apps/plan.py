@@ -59,10 +59,22 @@ class ServePlan(ConfigModel):
     """Environment variables of the replica."""
 
     ray_actor_options: dict[str, float]
-    """What one replica reserves: ``num_cpus`` and ``num_gpus``."""
+    """What one replica's own process reserves: ``num_cpus`` and ``num_gpus``."""
+
+    placement_group_bundles: list[dict[str, float]] = []
+    """What a replica reserves whose workers are on several nodes: the first bundle is the replica's and its
+    first worker's, each further one another worker's. Empty: the workers are children of the replica, which
+    reserves for all."""
 
     max_ongoing_requests: int
     """Requests Serve lets into one replica at a time: more than the spec's, which the door keeps to."""
+
+    @property
+    def reserved(self) -> dict[str, float]:
+        """All that one replica reserves, in Ray's names: ``{"CPU": 0.5, "GPU": 2}``."""
+        options = self.ray_actor_options
+        bundles = self.placement_group_bundles or [{"CPU": options["num_cpus"], "GPU": options["num_gpus"]}]
+        return {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU")}
 
     def application(self) -> dict[str, Any]:
         """One entry of ``applications`` in Ray Serve's config file or REST body."""
@@ -79,6 +91,7 @@ def plan_serve(
     *,
     store: Store,
     cluster_resources: Mapping[str, float],
+    most_gpus_on_a_node: float | None = None,
     http_host: str | None = "127.0.0.1",
 ) -> ServePlan:
     """The plan for ``spec``.
@@ -87,6 +100,8 @@ def plan_serve(
         spec: What to serve.
         store: Where ``spec.model`` is looked up.
         cluster_resources: All that the cluster has, in Ray's names: ``{"CPU": 2, "GPU": 1}``.
+        most_gpus_on_a_node: What the largest node has; None: all GPUs are on one. A replica with more
+            workers than that is spread over nodes.
         http_host: Address that Serve's HTTP server listens at.
 
     Raises:
@@ -118,19 +133,21 @@ def plan_serve(
     gpus = spec.resources.gpus
     gpus = _default_gpus(cluster_resources) if gpus is None else gpus
     _check_parallel(spec.engine, model, gpus)
-    options = {"num_cpus": spec.resources.cpus, "num_gpus": gpus * _workers(spec.engine)}
-    _check_fits(spec, options, cluster_resources)
-    resolved = _resolved(spec, model, store, gpus, _max_replicas(spec, options, cluster_resources))
+    reserved = {"CPU": spec.resources.cpus, "GPU": gpus * _workers(spec.engine)}
+    _check_fits(spec, reserved, cluster_resources)
+    over_nodes = _is_over_nodes(spec.engine, gpus, most_gpus_on_a_node)
+    resolved = _resolved(spec, model, store, gpus, _max_replicas(spec, reserved, cluster_resources))
     autoscaling_config(resolved)  # refuses what cannot work
     return ServePlan(
         spec=resolved,
         served_model_name=list(dict.fromkeys([spec.name, model.ref])),
         engine={
             **plan_adapters(spec, store=store, model=model),
-            **(_gpu_arguments(spec.engine, gpus) if gpus else _cpu_arguments(spec.engine)),
+            **(_gpu_arguments(spec.engine, gpus, over_nodes) if gpus else _cpu_arguments(spec.engine)),
         },
         env_vars=_env_vars(spec, on_cpu=not gpus),
-        ray_actor_options=options,
+        ray_actor_options={"num_cpus": reserved["CPU"], "num_gpus": 0.0 if over_nodes else reserved["GPU"]},
+        placement_group_bundles=_bundles(spec) if over_nodes else [],
         max_ongoing_requests=spec.max_ongoing_requests + spec.max_queued_requests + _ROOM_TO_REFUSE,
     )
 
@@ -144,12 +161,12 @@ def _check_open(spec: ServeSpec, http_host: str | None) -> None:
 
 
 def _max_replicas(
-    spec: ServeSpec, options: Mapping[str, float], cluster_resources: Mapping[str, float]
+    spec: ServeSpec, reserved: Mapping[str, float], cluster_resources: Mapping[str, float]
 ) -> int:
     if spec.autoscaling.max_replicas is not None:
         return spec.autoscaling.max_replicas
-    pairs = (("CPU", options["num_cpus"]), ("GPU", options["num_gpus"]))
-    fitting = min(int(cluster_resources.get(name, 0) / wanted) for name, wanted in pairs if wanted)
+    wanted = {name: amount for name, amount in reserved.items() if amount}
+    fitting = min(int(cluster_resources.get(name, 0) / amount) for name, amount in wanted.items())
     return max(1, spec.autoscaling.min_replicas, min(fitting, _MAX_REPLICAS))
 
 
@@ -183,10 +200,10 @@ def _check_parallel(engine: Mapping[str, Any], model: ModelVersion, gpus: float)
     for name in ("tensor_parallel_size", "pipeline_parallel_size"):
         if engine.get(name, 1) < 1:
             raise ConfigError(f"engine.{name} is {engine[name]}. Set it to 1 or more.")
-    if engine.get("distributed_executor_backend") == "ray":
+    if engine.get("distributed_executor_backend") == "ray" and gpus != 1:
         raise ConfigError(
-            "engine.distributed_executor_backend is 'ray', but a replica lives on one node and starts its "
-            "own workers. Leave it out."
+            "engine.distributed_executor_backend is 'ray': each worker gets a whole GPU of any node, but "
+            f"resources.gpus is {gpus:g}. Set resources.gpus: 1, or leave the backend out."
         )
     heads = _attention_heads(model)
     if heads and heads % tensor_parallel_size:
@@ -210,28 +227,50 @@ def _attention_heads(model: ModelVersion) -> int | None:
     return int(heads) if heads else None
 
 
+def _is_over_nodes(engine: Mapping[str, Any], gpus: float, most_gpus_on_a_node: float | None) -> bool:
+    """Whether Ray places a replica's workers, on any node: as asked for, or where no node holds all."""
+    backend = engine.get("distributed_executor_backend")
+    too_many = most_gpus_on_a_node is not None and gpus * _workers(engine) > most_gpus_on_a_node
+    if backend == "mp" and too_many:
+        raise ConfigError(
+            f"engine.distributed_executor_backend is 'mp', all workers on one node, but a replica has "
+            f"{_workers(engine)} and the largest node {most_gpus_on_a_node:g} GPUs. Leave it out."
+        )
+    return backend == "ray" or too_many
+
+
+def _bundles(spec: ServeSpec) -> list[dict[str, float]]:
+    """One GPU each; the replica itself is beside the first, where vLLM wants its driver."""
+    workers = _workers(spec.engine)
+    return [{"CPU": spec.resources.cpus, "GPU": 1.0}, *({"GPU": 1.0} for _ in range(workers - 1))]
+
+
 def _check_fits(
-    spec: ServeSpec, options: Mapping[str, float], cluster_resources: Mapping[str, float]
+    spec: ServeSpec, reserved: Mapping[str, float], cluster_resources: Mapping[str, float]
 ) -> None:
     replicas = max(1, spec.autoscaling.min_replicas)
     fields = {
-        "CPU": ("num_cpus", "resources.cpus"),
-        "GPU": ("num_gpus", "resources.gpus x engine.tensor_parallel_size x engine.pipeline_parallel_size"),
+        "CPU": "resources.cpus",
+        "GPU": "resources.gpus x engine.tensor_parallel_size x engine.pipeline_parallel_size",
     }
-    for resource, (option, field) in fields.items():
-        wanted, total = options[option] * replicas, cluster_resources.get(resource, 0)
+    for resource, field in fields.items():
+        wanted, total = reserved[resource] * replicas, cluster_resources.get(resource, 0)
         if wanted > total:
             times = f" times autoscaling.min_replicas ({replicas})" if replicas > 1 else ""
             raise ConfigError(
-                f"{field} is {options[option]:g}{times}: {wanted:g} {resource}s, but the whole cluster has "
-                f"{total:g}. Ask for less, or add nodes."
+                f"{field} is {reserved[resource]:g}{times}: {wanted:g} {resource}s, but the whole cluster "
+                f"has {total:g}. Ask for less, or add nodes."
             )
 
 
-def _gpu_arguments(engine: Mapping[str, Any], gpus: float) -> dict[str, Any]:
+def _gpu_arguments(engine: Mapping[str, Any], gpus: float, over_nodes: bool) -> dict[str, Any]:
     # vLLM prefers Ray's own executor when it finds itself inside a Ray actor; "mp" keeps the workers
     # children of the replica, on the GPUs that the replica reserved.
-    defaults: dict[str, Any] = {"distributed_executor_backend": "mp"} if _workers(engine) > 1 else {}
+    defaults: dict[str, Any] = {}
+    if over_nodes:
+        defaults["distributed_executor_backend"] = "ray"
+    elif _workers(engine) > 1:
+        defaults["distributed_executor_backend"] = "mp"
     if gpus < 1:
         defaults["gpu_memory_utilization"] = round(0.9 * gpus, 4)
     arguments = {**defaults, **engine}

@@ -103,6 +103,14 @@ class ServeSpec(ConfigModel):
     autoscaling: Autoscaling = Autoscaling()
     """How many replicas run."""
 
+    routing: Literal["least_requests", "prefix"] = "least_requests"
+    """Which replica gets a request. ``least_requests``: the one with the fewest in flight. ``prefix``: those
+    that begin alike (512 bytes of the prompt, or of the system's and of the first message) go to the same
+    one, which has that beginning in its KV cache, unless it has half as many requests again as the others."""
+
+    wake_timeout_s: float = Field(600, gt=0)
+    """How long a request to an app that is scaled to zero waits for a replica; then it is answered 503."""
+
     max_ongoing_requests: int = Field(256, ge=1)
     """Requests that one replica hands to its engine at a time; vLLM batches them continuously."""
 

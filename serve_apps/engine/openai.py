@@ -20,7 +20,6 @@ from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
-from vllm.v1.metrics.ray_wrappers import RayPrometheusStatLogger
 
 from runtime.core.errors import ServeError
 from runtime.core.log import get_logger
@@ -160,7 +159,7 @@ def _start_client(args: argparse.Namespace, stats: EngineStats) -> CountingLLM:
     return CountingLLM.from_vllm_config(
         vllm_config=config,
         usage_context=UsageContext.OPENAI_API_SERVER,
-        stat_loggers=[RayPrometheusStatLogger, stats.logger],
+        stat_loggers=[stats.logger],
         enable_log_requests=engine_args.enable_log_requests,
         aggregate_engine_logging=engine_args.aggregate_engine_logging,
         disable_log_stats=engine_args.disable_log_stats,

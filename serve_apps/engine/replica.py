@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from ray import serve
+from ray.serve._private.logging_utils import get_serve_logs_dir
 
 from runtime.core.config import load_spec
 from serve_apps.adapter_routes import adapter_routes
 from serve_apps.door import Door
 from serve_apps.engine.adapters import AdapterKeeper
+from serve_apps.engine.metrics import EngineMetrics
 from serve_apps.engine.openai import Engine
 from serve_apps.keyring import Keyring
 from serve_apps.limits import Limits
+from serve_apps.live_stats import LiveStats
 from serve_apps.request_log import log_to_stderr
 from serve_apps.spec import ServeSpec
 from serve_apps.usage import Usage
 from storage.keys import keys_in
 from storage.store import open_store
+
+
+class _Part(Protocol):
+    """Something that works beside the engine."""
+
+    async def start(self) -> None:
+        """Begin."""
+
+    async def stop(self) -> None:
+        """End, with nothing left undone."""
 
 
 class Replica:
@@ -33,10 +47,16 @@ class Replica:
         keyring: Keyring | None,
         limits: Limits,
         usage: Usage,
+        replica_id: str,
     ) -> None:
-        self._engine, self._adapters, self._usage = engine, adapters, usage
+        self._engine, self._adapters = engine, adapters
         self._model = spec.model
-        self._background: list[Keyring | Limits] = [*([keyring] if keyring else []), limits]
+        logs = Path(get_serve_logs_dir()).parent
+        live = LiveStats(logs, replica_id, self.stats)
+        # Usage first: at the end nothing else is worth waiting for.
+        self._parts: list[_Part] = [usage, limits, EngineMetrics(replica_id), live]
+        if keyring:
+            self._parts.append(keyring)
         self.app = Door(
             engine.app,
             name=spec.name,
@@ -71,11 +91,18 @@ class Replica:
         engine.app.router.routes[:0] = adapter_routes(plan)
         keyring = Keyring(keys_in(store.root, spec.keys)) if spec.auth == "keys" else None
         usage = Usage(store.root / "usage", app=spec.name, replica=replica_id)
-        limits = Limits()
-        for part in (keyring, limits, usage):
-            if part is not None:
-                await part.start()
-        return cls(engine, adapters, spec=spec, keyring=keyring, limits=limits, usage=usage)
+        replica = cls(
+            engine,
+            adapters,
+            spec=spec,
+            keyring=keyring,
+            limits=Limits(),
+            usage=usage,
+            replica_id=replica_id,
+        )
+        for part in replica._parts:
+            await part.start()
+        return replica
 
     def stats(self) -> dict[str, float]:
         """What the engine does now, and how many wait for it: see ``EngineStats.now``."""
@@ -93,8 +120,7 @@ class Replica:
     async def stop(self) -> None:
         """Write what is not yet written, and end the engine's processes."""
         try:
-            await self._usage.stop()
-            for part in self._background:
+            for part in self._parts:
                 await part.stop()
             self._adapters.close()
         finally:

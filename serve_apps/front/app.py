@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -28,6 +29,8 @@ _RETRY_AFTER_S = 5.0
 _REACHABLE_S = 5.0
 """How long an app may be known to Serve and not yet to HAProxy."""
 _AGAIN_S = 0.2
+_WAKES_S = 1.0
+"""How often to look whether an app is awake."""
 _MOST_BODY_BYTES = 64 << 20
 """The front keeps a body until it has found the model in it."""
 
@@ -84,8 +87,7 @@ class Front:
         deadline = time.monotonic() + _REACHABLE_S
         while True:
             app = await self._app(model, request, visible)
-            url, prefix = self._apps.base_url, app.prefix
-            reply = await self._proxy.ask(request, body, base_url=url, prefix=prefix)
+            reply = await self._ask(app, request, body)
             if PASSED_HEADER not in reply.headers:
                 break
             # It came back: HAProxy hears of a new app a moment after Serve, and of the end of one too.
@@ -95,7 +97,37 @@ class Front:
             await asyncio.sleep(_AGAIN_S)
         # Only what a key opened, and what HAProxy reads as we do: nobody else may teach it.
         learned = reply.status_code < 400 and not is_form(content_type)
-        return Answer(reply, [(ROUTE_HEADER.encode(), prefix.encode())] if learned else [])
+        return Answer(reply, [(ROUTE_HEADER.encode(), app.prefix.encode())] if learned else [])
+
+    async def _ask(self, app: KnownApp, request: Request, body: bytes) -> httpx.Response:
+        """The beginning of the app's answer; of one that sleeps, once it is awake.
+
+        Raises:
+            Refused: it did not wake in time, or cannot.
+        """
+        url, prefix = self._apps.base_url, app.prefix
+        asking = asyncio.ensure_future(self._proxy.ask(request, body, base_url=url, prefix=prefix))
+        deadline = time.monotonic() + app.spec.wake_timeout_s
+        try:
+            while app.running == 0 and not (await asyncio.wait({asking}, timeout=_WAKES_S))[0]:
+                app = await self._still_there(app)
+                if app.running == 0 and time.monotonic() > deadline:
+                    how = f"not awake after {app.spec.wake_timeout_s:g} s{': ' if app.message else '.'}"
+                    raise _not_ready(app, how + app.message)
+            return await asking
+        finally:
+            asking.cancel()
+
+    async def _still_there(self, app: KnownApp) -> KnownApp:
+        """The app as it is now.
+
+        Raises:
+            Refused: it is gone, or will not answer any more.
+        """
+        now = next((one for one in await self._apps.all() if one.spec.name == app.spec.name), None)
+        if now is None or not now.answers:
+            raise _not_ready(app, "gone." if now is None else f"{now.status}: {now.message}")
+        return now
 
     async def _app(self, model: str | None, request: Request, visible: dict[str, list[str]]) -> KnownApp:
         """The app that answers to the model, one that can answer now; one that sleeps the request wakes.

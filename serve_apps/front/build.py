@@ -22,7 +22,7 @@ def _details() -> Mapping[str, Any]:
 
 async def _describe(app: str) -> Mapping[str, Any]:
     """What one replica of an app says of itself."""
-    return await serve.get_deployment_handle(app, app_name=app).describe.remote()
+    return await serve.get_app_handle(app).describe.remote()
 
 
 class _Replica:

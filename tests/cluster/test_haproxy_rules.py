@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ defaults
     timeout connect 5s
     timeout client 30s
     timeout server 30s
+    option abortonclose
     errorfile 503 {folder}/500.http
 frontend prometheus
     bind :{metrics}
@@ -41,15 +42,26 @@ frontend http_frontend
     bind 127.0.0.1:{port}
     acl is_http-poet path_beg /poet/
     acl is_http-poet path /poet
+    acl is_http-choir path_beg /choir/
+    acl is_http-choir path /choir
     acl is_http-tandem-front path_beg /
     acl is_http-tandem-front path /
+    http-request set-var-fmt(txn.serve_deployment) "poet" if is_http-poet !{{ var(txn.serve_app) -m found }}
+    http-request set-var-fmt(txn.serve_deployment) "choir.prefix" if is_http-choir !{{ var(txn.x) -m found }}
     use_backend http-poet if is_http-poet
+    use_backend http-choir if is_http-choir
     use_backend http-tandem-front if is_http-tandem-front
 backend http-poet
     server poet 127.0.0.1:{poet}
+backend http-choir
+    server alto 127.0.0.1:{alto}
+    server bass 127.0.0.1:{bass}
 backend http-tandem-front
     server front 127.0.0.1:{front}
 """
+
+LEFT = threading.Event()
+"""A backend saw that the client of a request with a field ``wait`` left."""
 
 
 class Backend:
@@ -68,6 +80,12 @@ class Backend:
     async def _answer(self, request: Request) -> Response:
         body = await request.body()
         seen = {"by": self.name, "path": request.url.path, "query": request.url.query, "bytes": len(body)}
+        if b'"wait"' in body:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            LEFT.set()
+        if self.name in ("alto", "bass"):
+            return JSONResponse(seen)
         if self.name == "poet":
             return JSONResponse(seen, status_code=404 if b'"moved"' in body else 200)
         known = any(name in body for name in (b'"poet"', b'"moved"', b"p\\u00f6et"))
@@ -82,9 +100,9 @@ class Backend:
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("haproxy")
-    poet, front, port = Backend("poet"), Backend("front"), free_port()
+    backends, port = [Backend(name) for name in ("poet", "front", "alto", "bass")], free_port()
     config = folder / "haproxy.cfg"
-    ports = {"port": port, "metrics": free_port(), "poet": poet.port, "front": front.port}
+    ports = {"port": port, "metrics": free_port(), **{backend.name: backend.port for backend in backends}}
     config.write_text(CONFIG.format(folder=folder, bufsize=BODY_BYTES, **ports))
     command = [
         sys.executable,
@@ -102,8 +120,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         yield client
     process.terminate()
     process.wait(10)
-    poet.stop()
-    front.stop()
+    for backend in backends:
+        backend.stop()
 
 
 def _answers(client: httpx.Client) -> bool:
@@ -156,6 +174,46 @@ def test_below_its_prefix_an_app_answers_whatever_the_model_is(client: httpx.Cli
     assert ask(client, {"model": "nobody"}, "/poet/v1/completions")["path"] == "/poet/v1/completions"
 
 
+def test_a_client_that_leaves_before_the_answer_is_gone_for_the_replica_too(client: httpx.Client):
+    ask(client, {"model": "poet"})
+    for path in ("/poet/v1/completions", "/choir/v1/completions", "/v1/completions"):
+        LEFT.clear()
+        with pytest.raises(httpx.ReadTimeout):  # a client of its own, which sends headers and body one by one
+            httpx.post(
+                f"{client.base_url}{path}",
+                json={"model": "poet", "wait": 1},
+                timeout=httpx.Timeout(5, read=0.3),
+                trust_env=False,
+            )
+        assert LEFT.wait(10), path
+
+
+def answered_by(client: httpx.Client, bodies: Iterable[dict[str, Any]]) -> set[str]:
+    return {ask(client, body, "/choir/v1/completions")["by"] for body in bodies}
+
+
+def test_by_prefix_a_conversation_stays_with_its_replica_and_others_are_spread(client: httpx.Client):
+    def conversation(question: str, turns: int) -> dict[str, Any]:
+        said = [{"role": "system", "content": "Sing."}, {"role": "user", "content": question}]
+        return {"messages": said + [{"role": "assistant", "content": "La"}] * turns}
+
+    assert len(answered_by(client, (conversation("Who are you?", n) for n in range(12)))) == 1
+    assert answered_by(client, (conversation(f"{n}?", 0) for n in range(24))) == {"alto", "bass"}
+
+
+def test_by_prefix_only_the_beginning_of_a_prompt_counts(client: httpx.Client):
+    same = [{"prompt": "x" * 600 + str(n)} for n in range(12)]
+    assert len(answered_by(client, same)) == 1
+    assert answered_by(client, ({"prompt": f"{n}" + "x" * 600} for n in range(24))) == {"alto", "bass"}
+    assert len(answered_by(client, ({"prompt": [*range(900), n]} for n in range(12)))) == 1
+    assert answered_by(client, ({"prompt": [n, *range(900)]} for n in range(24))) == {"alto", "bass"}
+    assert answered_by(client, ({"prompt": [str(n)]} for n in range(24))) == {"alto", "bass"}
+    parts = [{"messages": [{"role": "user", "content": [{"text": str(n)}]}]} for n in range(24)]
+    assert answered_by(client, parts) == {"alto", "bass"} and len(answered_by(client, [parts[0]] * 12)) == 1
+    # Without one, they take turns.
+    assert answered_by(client, [{"model": "choir"}] * 4) == {"alto", "bass"}
+
+
 def test_an_app_that_is_gone_traps_no_request(client: httpx.Client):
     assert [ask(client, {"model": "gone"})["by"] for _ in range(2)] == ["front", "front"]
 
@@ -166,7 +224,7 @@ def test_a_model_that_its_app_does_not_know_any_more_is_asked_for_at_the_front_a
 
 
 def test_on_this_machine_only_means_all_of_haproxys_ports_and_errors_have_openais_shape(tmp_path: Path):
-    ports = {"port": 1, "metrics": 2, "poet": 3, "front": 4}
+    ports = {"port": 1, "metrics": 2, "poet": 3, "front": 4, "alto": 5, "bass": 6}
     text = amended(CONFIG.format(folder=tmp_path, bufsize=1, **ports), tmp_path / "map")
     assert "bind 127.0.0.1:2\n" in text and "errorfile" not in text
     assert '"code\\": \\"no_replica\\"'.replace('"code', "code") in text
@@ -174,7 +232,7 @@ def test_on_this_machine_only_means_all_of_haproxys_ports_and_errors_have_openai
 
 
 def test_haproxy_takes_the_rules_of_a_hundred_apps(tmp_path: Path):
-    ports = {"port": free_port(), "metrics": free_port(), "poet": 3, "front": 4}
+    ports = {"port": free_port(), "metrics": free_port(), "poet": 3, "front": 4, "alto": 5, "bass": 6}
     routes = "".join(f"    acl is_http-app{n} path /app{n}\n" for n in range(100))
     text = CONFIG.replace("    use_backend http-poet", routes + "    use_backend http-poet", 1)
     models_map, config = tmp_path / "models.map", tmp_path / "haproxy.cfg"

@@ -124,7 +124,29 @@ def test_the_engines_own_metrics_come_through_rays(cluster: TestCluster, client:
     def scraped() -> str:
         return "".join(_page(f"http://{target}/metrics") for target in found["targets"])
 
-    wait_for(lambda: "ray_vllm_generation_tokens" in scraped(), "the engine's tokens among Ray's metrics", 60)
+    series = [
+        "ray_vllm_generation_tokens_total{",
+        "ray_vllm_time_to_first_token_seconds_bucket{",
+        'le="+Inf"',
+    ]
+    wait_for(lambda: all(one in scraped() for one in series), "the engine's tokens among Ray's metrics", 60)
+    assert "vllm:generation_tokens_total{" in client.get("/metrics").text
+
+
+def test_the_status_shows_what_the_engine_does(
+    cluster: TestCluster, client: httpx.Client, tandem_command: list[str]
+):
+    body = {"model": "docstrings", "prompt": "def", "max_tokens": 50, "ignore_eos": True}
+    assert client.post("/v1/completions", json=body).status_code == 200
+    app = cluster.tandem().app("docstrings")
+    row = wait_for(lambda: next((r for r in app.replicas() if r["tokens_per_s"]), None), "its figures", 10)
+    assert row["state"] == "RUNNING" and row["pid"] == replica_pid(cluster, "docstrings")
+    assert 0 < row["ttft_s"] < 10 and row["running"] == 0 and 0 <= row["kv_cache_usage"] <= 1
+    told = json.loads(subprocess.check_output([*tandem_command, "status", "--json"], text=True))
+    (shown,) = [one for one in told["apps"] if one["name"] == "docstrings"]
+    assert [replica["replica_id"] for replica in shown["replicas"]] == [row["replica_id"]]
+    table = subprocess.check_output([*tandem_command, "status"], text=True)
+    assert all(words in table for words in ("tok/s", "TTFT", "1/1", row["replica_id"]))
 
 
 def _page(url: str) -> str:
@@ -153,7 +175,7 @@ def test_a_client_that_leaves_aborts_its_generation(cluster: TestCluster, client
     # One that is not streamed has told nothing when it is broken off, and was work all the same.
     with pytest.raises(httpx.ReadTimeout):
         client.post("/v1/completions", json={**body, "stream": False}, timeout=httpx.Timeout(5, read=0.3))
-    wait_for(lambda: last()["status"] == 499, "the line of the one that is not streamed", 30)
+    wait_for(lambda: last()["status"] == 499, "the line of the one that is not streamed", 60)
     assert last()["prompt_tokens"] > 0 and 0 < last()["completion_tokens"] < 400
 
 

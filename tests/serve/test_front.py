@@ -251,6 +251,22 @@ def test_an_app_that_cannot_answer_is_refused_with_the_reason_and_one_that_sleep
     assert wait_for(lambda: world.client.post("/v1/x", json={"model": "bad"}).is_success, "it answers", 10)
 
 
+def test_an_app_that_does_not_wake_in_time_or_ends_meanwhile_is_refused(world: World):
+    world.add("asleep", running=0, wake_timeout_s=1.5)
+    error = world.error(503, "/v1/x?silent", json={"model": "asleep"})
+    assert (error["message"], error["retry-after"]) == ("The app asleep is not awake after 1.5 s.", "5")
+    assert world.backend.left.wait(10)
+    threading.Timer(1, world.apps.pop, ["asleep"]).start()
+    assert world.error(503, "/v1/x?silent", json={"model": "asleep"})["message"] == "The app asleep is gone."
+
+
+def test_an_app_that_is_awake_may_take_longer_than_waking_may(world: World):
+    world.add("asleep", running=0, wake_timeout_s=1)
+    threading.Timer(0.5, world.add, ["asleep"]).start()
+    with pytest.raises(httpx.ReadTimeout):
+        world.client.post("/v1/x?silent", json={"model": "asleep"}, timeout=httpx.Timeout(5, read=3))
+
+
 def test_who_has_no_key_wakes_no_app_and_does_not_hear_of_it(world: World):
     world.add("asleep", running=0, auth="keys")
     key = keys_in(world.store.root).create("ci").text
@@ -312,31 +328,51 @@ def test_an_app_deployed_just_now_is_found_and_a_silent_serve_changes_nothing(wo
 @pytest.mark.timeout(600)
 def test_two_apps_answer_at_one_address_each_straight_once_haproxy_knows_the_way(inputs: TestCluster):
     tandem = inputs.tandem()
+    common = {"model": "docstrings-base"}
     specs = [
-        {"name": name, "model": "docstrings-base", "auth": "none", "engine": {"max_model_len": length}}
-        for name, length in (("one", 128), ("two", 256))
+        {"name": "one", "auth": "none", "engine": {"max_model_len": 128}, **common},
+        {"name": "two", "auth": "keys", "engine": {"max_model_len": 256}, **common},
     ]
+    key = keys_in(inputs.store.root).create("of-two", scopes=Scopes(models=["two"])).text
+    headers = _bearer(key)
     apps = [tandem.serve(spec) for spec in specs]
     try:
         for app in apps:
             app.wait(300)
         with httpx.Client(base_url=inputs.http_url, timeout=120, trust_env=False) as client:
-            cards = {card["id"]: card for card in client.get("/v1/models").json()["data"]}
+            cards = {card["id"]: card for card in client.get("/v1/models", headers=headers).json()["data"]}
             assert [(n, cards[n]["max_model_len"]) for n in ("one", "two")] == [("one", 128), ("two", 256)]
-            form = client.post("/v1/completions", data={"model": "two"}, files={"file": b"RIFF"})
+            assert "two" not in client.get("/v1/models").text
+            form = client.post("/v1/completions", data={"model": "one"}, files={"file": b"RIFF"})
             assert form.status_code == 400 and "application/json" in form.json()["error"]["message"]
         for model in ("one", "two"):
-            wait_for(partial(_is_straight, inputs.http_url, model), f"the way to {model} is known", 60)
-            assert all(_is_straight(inputs.http_url, model) for _ in range(5))
+            wait_for(partial(_is_straight, inputs.http_url, model, headers), f"the way to {model}", 60)
+            assert all(_is_straight(inputs.http_url, model, headers) for _ in range(5))
+        # Past the front the replica itself looks at the key: at who has none, and at what a key is for.
+        other = keys_in(inputs.store.root).create("of-one", scopes=Scopes(models=["one"])).text
+        refused = [_ask(inputs.http_url, "two"), _ask(inputs.http_url, "two", _bearer(other))]
+        assert [reply.status_code for reply in refused] == [401, 403]
+        assert [reply.json()["error"]["code"] for reply in refused] == [
+            "invalid_api_key",
+            "model_not_allowed",
+        ]
     finally:
         for app in apps:
             app.stop()
 
 
-def _is_straight(url: str, model: str) -> bool:
-    """Whether a request went past the front, which passes on as it comes; a replica tells the length."""
+def _bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def _ask(url: str, model: str, headers: dict[str, str] | None = None) -> httpx.Response:
     # On a connection of its own: HAProxy keeps an open one on the config that it began with.
     body = {"model": model, "prompt": "def", "max_tokens": 2}
-    reply = httpx.post(f"{url}/v1/completions", json=body, timeout=120, trust_env=False).raise_for_status()
+    return httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=120, trust_env=False)
+
+
+def _is_straight(url: str, model: str, headers: dict[str, str]) -> bool:
+    """Whether a request went past the front, which passes on as it comes; a replica tells the length."""
+    reply = _ask(url, model, headers).raise_for_status()
     assert reply.json()["model"] == model and ROUTE_HEADER not in reply.headers
     return "content-length" in reply.headers

@@ -117,7 +117,7 @@ def test_replicas_share_a_limit_through_ray(cluster: TestCluster):
     key = _key(tokens_per_minute=1000)
 
     async def both() -> str:
-        here, there = Limits(sync_s=0.05), Limits(sync_s=0.05)
+        here, there, late = Limits(sync_s=0.05), Limits(sync_s=0.05), Limits(sync_s=60)
         await here.start()
         await there.start()
         try:
@@ -134,10 +134,17 @@ def test_replicas_share_a_limit_through_ray(cluster: TestCluster):
                             limits.admit(key, probe := Tally("tiny"))
                             limits.done(key, probe)
                     except Refused as refused:
-                        return str(refused)
+                        said = str(refused)
+                        break
+            # One that never saw the key asks the others before its first request.
+            await late.start()
+            await late.know(key)
+            with pytest.raises(Refused):
+                late.admit(key, Tally("tiny"))
+            return said
         finally:
-            await here.stop()
-            await there.stop()
+            for limits in (here, there, late):
+                await limits.stop()
 
     # 800 here and 201 there: neither replica alone would ever refuse, the probes have no tokens.
     ray.init(address=cluster.address, log_to_driver=False)

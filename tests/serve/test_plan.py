@@ -37,6 +37,8 @@ def test_the_application_names_no_path_but_the_store_and_pins_the_version(with_m
             "adapters": {},
             "auth": "keys",
             "keys": None,
+            "routing": "least_requests",
+            "wake_timeout_s": 600.0,
             "max_ongoing_requests": 256,
             "max_queued_requests": 256,
             "graceful_shutdown_timeout_s": 60.0,
@@ -135,6 +137,33 @@ def test_on_cpu_the_engine_is_quick_to_start_and_leaves_cores_to_a_trainer(with_
     assert (four.env_vars["OMP_NUM_THREADS"], four.engine["distributed_executor_backend"]) == ("4", "mp")
 
 
+def test_a_replica_larger_than_a_node_is_spread_over_nodes_its_own_process_beside_its_first_worker(
+    with_model: Store,
+):
+    spec = load_spec(
+        ServeSpec,
+        {"name": "a", "model": "tiny", "engine": {"tensor_parallel_size": 8, "pipeline_parallel_size": 2}},
+    )
+    two_nodes = {"CPU": 64.0, "GPU": 32.0}
+    planned = plan_serve(spec, store=with_model, cluster_resources=two_nodes, most_gpus_on_a_node=8)
+    assert planned.engine["distributed_executor_backend"] == "ray"
+    assert planned.placement_group_bundles == [{"CPU": 0.5, "GPU": 1}, *[{"GPU": 1}] * 15]
+    assert planned.ray_actor_options == {"num_cpus": 0.5, "num_gpus": 0}
+    assert planned.reserved == {"CPU": 0.5, "GPU": 16} and planned.spec.autoscaling.max_replicas == 2
+    on_one = plan_serve(spec, store=with_model, cluster_resources=two_nodes, most_gpus_on_a_node=16)
+    assert (on_one.engine["distributed_executor_backend"], on_one.placement_group_bundles) == ("mp", [])
+    assert on_one.reserved == {"CPU": 0.5, "GPU": 16}
+
+
+def test_all_workers_on_one_node_is_refused_where_no_node_holds_them(with_model: Store):
+    engine = {"tensor_parallel_size": 8, "distributed_executor_backend": "mp"}
+    spec = load_spec(ServeSpec, {"name": "a", "model": "tiny", "engine": engine})
+    with pytest.raises(
+        ConfigError, match=r"'mp', all workers on one node.*has 8 and the largest node 4 GPUs"
+    ):
+        plan_serve(spec, store=with_model, cluster_resources=EIGHT_GPUS, most_gpus_on_a_node=4)
+
+
 def test_what_the_user_says_wins_over_the_defaults(with_model: Store):
     said = {"enforce_eager": False, "kv_cache_memory_bytes": 1 << 28, "distributed_executor_backend": "mp"}
     assert plan(with_model, LAPTOP, engine=said).engine == said
@@ -160,7 +189,7 @@ def test_what_the_user_says_wins_over_the_defaults(with_model: Store):
             r"resources\.gpus is 0\.5.*Lower gpu_memory_utilization to 0\.5 or less"),
         (EIGHT_GPUS, {"resources": {"gpus": 0.5}, "engine": {"tensor_parallel_size": 2}}, r"resources\.gpus "
             r"is 0\.5 but the replica has 2 workers.*Set resources\.gpus: 1\."),
-        (EIGHT_GPUS, {"engine": {"distributed_executor_backend": "ray"}}, r"one node.*Leave it out\."),
+        (ONE_GPU, {"engine": {"distributed_executor_backend": "ray"}}, r"whole GPU.*resources\.gpus is 0\.5"),
     ],
 )  # fmt: skip
 def test_what_can_never_work_is_refused(with_model: Store, cluster: dict, fields: dict, message: str):

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -102,3 +103,18 @@ def test_an_engine_that_hangs_is_found_killed_and_replaced(app: App):
     wait_for(lambda: not engine.is_running(), "the stopped engine killed", 60)
     wait_for(lambda: another_runs(app, before), "another replica", 180)
     wait_for(lambda: ask(app.endpoint).status_code == 200, "the app answers", 60)
+
+
+def test_an_app_that_is_ended_finishes_its_streams(app: App):
+    body = {"model": NAME, "prompt": "def", "max_tokens": 900, "ignore_eos": True, "stream": True}
+    with (
+        httpx.stream("POST", f"{app.endpoint}/completions", json=body, timeout=150, trust_env=False) as reply,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        lines = reply.iter_lines()
+        assert next(lines).startswith("data: {")
+        stopping = pool.submit(app.stop)
+        rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]" and '"finish_reason":"length"' in rest[-2]
+        stopping.result()
+    assert app.status == "NOT_STARTED"
