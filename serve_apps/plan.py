@@ -286,9 +286,15 @@ def _gpu_arguments(engine: Mapping[str, Any], gpus: float, over_nodes: bool) -> 
 
 
 def _cpu_arguments(engine: Mapping[str, Any]) -> dict[str, Any]:
-    # Eager only so that a replica answers in seconds: compiling takes over a minute on 2 cores. For
+    pipelined = engine.get("pipeline_parallel_size", 1) > 1
+    if pipelined and engine.get("enforce_eager"):
+        raise ConfigError(
+            "engine.enforce_eager is true, but vLLM's CPU engine would end at its first request with "
+            f"pipeline_parallel_size {engine['pipeline_parallel_size']}. Leave it out."
+        )
+    # Eager only so that a replica answers in seconds: compiling takes up to a minute more on 2 cores. For
     # throughput on CPU set engine.enforce_eager: false.
-    defaults: dict[str, Any] = {"enforce_eager": True}
+    defaults: dict[str, Any] = {"enforce_eager": not pipelined}
     # vLLM would take 90% of the machine's memory. Its variable VLLM_CPU_KVCACHE_SPACE (GiB), where set on
     # the cluster, wins over this.
     defaults["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES

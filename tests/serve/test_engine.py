@@ -272,15 +272,24 @@ def test_a_dead_engine_makes_serve_replace_the_replica(cluster: TestCluster, cli
     wait_for(lambda: client.post("/v1/completions", json=body).status_code == 200, "answers again", 60)
 
 
-def test_two_workers_hold_one_model_and_all_end_with_the_app(inputs: TestCluster):
-    engine = {"tensor_parallel_size": 2, "max_model_len": 256, "kv_cache_memory_bytes": 1 << 28}
+@pytest.mark.parametrize(
+    ("size", "ranks"),
+    [
+        ("tensor_parallel_size", ("Worker_TP0", "Worker_TP1")),
+        pytest.param("pipeline_parallel_size", ("Worker_PP0", "Worker_PP1"), marks=pytest.mark.slow),
+    ],
+)
+def test_two_workers_hold_one_model_and_all_end_with_the_app(
+    inputs: TestCluster, size: str, ranks: tuple[str, str]
+):
+    engine = {size: 2, "max_model_len": 256, "kv_cache_memory_bytes": 1 << 28}
     state = deploy(inputs, name="pair", model=BASE, engine=engine)
     assert state["status"] == "RUNNING", why(state)
     pid = replica_pid(inputs, "pair")
     assert pid
     processes = family(pid)
     names = [" ".join(process.cmdline()) for process in processes]
-    assert [sum(rank in name for name in names) for rank in ("Worker_TP0", "Worker_TP1")] == [1, 1]
+    assert [sum(rank in name for name in names) for rank in ranks] == [1, 1]
     body = {"model": "pair", "prompt": "def main", "max_tokens": 8, "temperature": 0}
     reply = httpx.post(f"{inputs.http_url}/pair/v1/completions", json=body, timeout=120, trust_env=False)
     assert reply.raise_for_status().json()["usage"]["completion_tokens"] > 0

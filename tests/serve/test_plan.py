@@ -135,6 +135,7 @@ def test_on_cpu_the_engine_is_quick_to_start_and_leaves_cores_to_a_trainer(with_
     )
     four = plan(with_model, EIGHT_GPUS, resources={"cpus": 9, "gpus": 0}, engine={"tensor_parallel_size": 2})
     assert (four.env_vars["OMP_NUM_THREADS"], four.engine["distributed_executor_backend"]) == ("4", "mp")
+    assert plan(with_model, LAPTOP, engine={"pipeline_parallel_size": 2}).engine["enforce_eager"] is False
 
 
 def test_a_replica_larger_than_a_node_is_spread_over_nodes_its_own_process_beside_its_first_worker(
@@ -189,6 +190,8 @@ def test_what_the_user_says_wins_over_the_defaults(with_model: Store):
             r"resources\.gpus is 0\.5.*Lower gpu_memory_utilization to 0\.5 or less"),
         (EIGHT_GPUS, {"resources": {"gpus": 0.5}, "engine": {"tensor_parallel_size": 2}}, r"resources\.gpus "
             r"is 0\.5 but the replica has 2 workers.*Set resources\.gpus: 1\."),
+        (LAPTOP, {"engine": {"pipeline_parallel_size": 2, "enforce_eager": True}}, r"enforce_eager is true.*"
+            r"pipeline_parallel_size 2\. Leave it out\."),
         (ONE_GPU, {"engine": {"distributed_executor_backend": "ray"}}, r"whole GPU.*resources\.gpus is 0\.5"),
     ],
 )  # fmt: skip
