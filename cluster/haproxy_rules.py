@@ -67,7 +67,9 @@ def _rules(prefixes: list[str], models_map: Path) -> str:
         # Until it is all there or the buffer is full: a model that comes after that is the front's work.
         # Below a prefix too: where the body came after the headers, HAProxy would not notice a client that
         # leaves.
-        "http-request wait-for-body time 60s if METH_POST",
+        "acl tandem_form req.hdr(content-type) -m beg -i multipart/form-data",
+        "http-request wait-for-body time 60s if METH_POST tandem_json or METH_POST tandem_form",
+        _http_error(408, "The body did not come within 60 s.", "slow_body"),
         "http-request set-var(txn.tandem_model) req.body,json_query('$.model') "
         "if METH_POST tandem_json !tandem_prefixed",
         f"http-request set-var(txn.tandem_route) var(txn.tandem_model),map({models_map}) "
@@ -143,16 +145,16 @@ def _path_acl(backend: str) -> str:
 
 
 def _error(match: re.Match[str]) -> str:
-    """HAProxy's own refusals in OpenAI's shape: no replica answered, or one was lost on the way."""
-    error = {
-        "message": "No replica answered. Try again.",
-        "type": "server_error",
-        "param": None,
-        "code": "no_replica",
-    }
+    """No replica answered, or one was lost on the way."""
+    line = _http_error(int(match["status"]), "No replica answered. Try again.", "no_replica")
+    return f"    {line} hdr retry-after 1"
+
+
+def _http_error(status: int, message: str, code: str) -> str:
+    """A refusal of HAProxy's own in OpenAI's shape."""
+    error = {"message": message, "type": "server_error", "param": None, "code": code}
     text = json.dumps({"error": error}).replace('"', '\\"')
-    status = match["status"]
-    return f'    http-error status {status} content-type application/json string "{text}" hdr retry-after 1'
+    return f'http-error status {status} content-type application/json string "{text}"'
 
 
 def main(arguments: list[str]) -> None:

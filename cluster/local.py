@@ -235,6 +235,8 @@ def _environment(spec: LocalClusterSpec, temp_dir: Path) -> dict[str, str]:
         # How often Serve's controller looks at everything. Ray's 0.1 s is 4% of a core on a laptop that only
         # serves; what is decided in that loop takes seconds anyway.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.4",
+        # How often each of Serve's actors hands its counts to Ray's metrics, which leave every 5 s.
+        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
         **haproxy_env(_haproxy_dir(temp_dir)),
     }
 

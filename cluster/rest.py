@@ -77,7 +77,8 @@ def cluster_resources(dashboard_url: str) -> dict[str, float]:
 
 def most_gpus_on_a_node(dashboard_url: str) -> float:
     """GPUs of the living node that has the most."""
-    return max(float(node["resources_total"].get("GPU", 0)) for node in _living_nodes(dashboard_url))
+    nodes = _living_nodes(dashboard_url)
+    return max((float(node["resources_total"].get("GPU", 0)) for node in nodes), default=0.0)
 
 
 def accelerators(dashboard_url: str) -> dict[str, float]:

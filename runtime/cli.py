@@ -121,8 +121,8 @@ def down() -> None:
 def status(address: str | None, store: str | None, as_json: bool, period_s: float | None) -> None:
     """Show the cluster, its serve apps and the newest runs. Starts nothing.
 
-    Of an app: requests in its engines and waiting, and of the last 10 s the tokens generated per second, the
-    time to first token (90th percentile) and the share of the KV cache in use.
+    Of a replica: requests in its engine and waiting, the share of the KV cache in use, and of the last 10 s
+    the tokens generated per second and the time to first token (90th percentile).
     """
     from runtime.status import print_status, watch_status
 

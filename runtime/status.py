@@ -85,7 +85,7 @@ def _live_rows(replicas: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return rows
     sums, worst = ("running", "waiting", "tokens_per_s"), ("ttft_s", "kv_cache_usage")
     over_all = {name: sum(replica[name] for replica in told) for name in sums}
-    over_all |= {name: max(replica[name] or 0 for replica in told) for name in worst}
+    over_all |= {name: max((v for r in told if (v := r[name]) is not None), default=None) for name in worst}
     return [*rows, {"app": replicas[0]["app"], "replica": "all", **_shown(over_all)}]
 
 

@@ -14,7 +14,6 @@ from runtime.core.lookup import did_you_mean
 from serve_apps.adapter_checks import check_adapter, rank_of, read_config
 from serve_apps.spec import ServeSpec
 from storage import attached
-from storage.attached import Attachment, listing
 from storage.models import ModelVersion
 from storage.names import check_name
 from storage.store import Store
@@ -58,7 +57,7 @@ class Adapter:
     """What that means now."""
 
 
-def references(spec: ServeSpec, attachments: Mapping[str, Attachment]) -> dict[str, str]:
+def references(spec: ServeSpec, attachments: Mapping[str, attached.Attachment]) -> dict[str, str]:
     """Reference by served name: the spec's first, then those attached, without those removed."""
     wanted: dict[str, str] = dict(spec.adapters)
     for name, attachment in attachments.items():
@@ -180,7 +179,7 @@ def plan_adapters(spec: ServeSpec, *, store: Store, model: ModelVersion) -> dict
     Raises:
         ConfigError: an adapter of the spec cannot be served.
     """
-    attachments = listing(store, spec.name)
+    attachments = attached.listing(store, spec.name)
     wanted = references(spec, attachments)
     if wanted and spec.engine.get("enable_lora") is False:
         raise ConfigError(
@@ -208,8 +207,8 @@ class Change:
     """An adapter that has just been attached."""
 
     adapter: Adapter
-    attachment: Attachment
-    before: Attachment | None
+    attachment: attached.Attachment
+    before: attached.Attachment | None
     """What stood under its name; None: nothing beside the spec."""
 
 
@@ -219,7 +218,7 @@ def attach(store: Store, spec: ServeSpec, name: str, reference: str, *, limits: 
     Raises:
         ConfigError: it can never be served; nothing has changed.
     """
-    before = listing(store, spec.name)
+    before = attached.listing(store, spec.name)
     adapter = find(store, name, reference)
     check(
         adapter,
@@ -237,7 +236,7 @@ def detach(store: Store, spec: ServeSpec, name: str) -> None:
     Raises:
         ConfigError: the app has no adapter of this name; names those it has.
     """
-    served = references(spec, listing(store, spec.name))
+    served = references(spec, attached.listing(store, spec.name))
     if name not in served:
         raise ConfigError(f"the app {spec.name} has no adapter {name!r}. {did_you_mean(name, served)}")
     if name in spec.adapters:

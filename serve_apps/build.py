@@ -40,7 +40,9 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         spec,
         store=open_store(spec.store),
         cluster_resources=ray.cluster_resources(),
-        most_gpus_on_a_node=max(node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]),
+        most_gpus_on_a_node=max(
+            (node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0
+        ),
         http_host=_http_host(),
     )
     return deploy(plan, free_resources=ray.available_resources())

@@ -109,9 +109,11 @@ class Door:
         if key is not None and not key.opens_all_models:
             receive = Replay(receive)
             tally.model = await allowed_model(key, scope, receive, default=self._name)
-        self.admission.check_room()
         if self._limits and key is not None:
             await self._limits.know(key)
+        # Nothing may be awaited between these and the place that is taken.
+        self.admission.check_room()
+        if self._limits and key is not None:
             self._limits.admit(key, tally)
         try:
             await self._enter(visit, receive)

@@ -1,8 +1,9 @@
 """Requests and tokens per minute and key, over a sliding window that all replicas share.
 
 Every replica tells a small Ray actor twice a second what its keys used in the last minute and hears what the
-others counted. So a request waits for nobody, but for the first one of a key that was idle here; what arrives
-at several replicas within that half second may exceed a limit by as much.
+others counted. So a request waits for nobody, except where its key was idle here: then until the others have
+told of it, half a second at most. What arrives at several replicas within half a second may exceed a limit by
+as much.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class Limits:
             with contextlib.suppress(Exception):  # the background tells it and tries again
                 await asyncio.wait_for(self._share(), _CALL_TIMEOUT_S)
         finally:
-            del self._learning[key_id]
+            self._learning.pop(key_id, None)
 
     def admit(self, key: KeyRecord, tally: Tally) -> None:
         """Count a request of the key, and its tally's tokens as they come, until :meth:`done`.
@@ -158,9 +159,11 @@ class Limits:
 
     async def stop(self) -> None:
         """End the background work."""
-        if self._background is not None:
-            self._background.cancel()
-            await asyncio.wait([self._background])
+        tasks = [*([self._background] if self._background else []), *self._learning.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     async def _share_for_ever(self) -> None:
         fails = 0
@@ -182,7 +185,8 @@ class Limits:
         """Keys that nobody used for a window's length are not talked about."""
         now = self._clock()
         for key_id, account in list(self._accounts.items()):
-            if not account.tallies and not account.used(now, 1) and not account.used(now, 2):
+            is_idle = not account.tallies and not account.used(now, 1) and not account.used(now, 2)
+            if is_idle and key_id not in self._learning:
                 del self._accounts[key_id]
 
     async def _share(self) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -20,8 +22,8 @@ from runtime.core.log import get_logger
 
 _log = get_logger(__name__)
 _PERIOD_S = 1.0
-_OLD_S = 30.0
-"""What is older says nothing about now; clocks of nodes may differ by less."""
+_OLD_S = 60.0
+"""What is older says nothing about now. The clocks of nodes and of whoever reads may differ by less."""
 
 _FOLDER = "serve"
 """Where Ray Serve's own logs lie, below a node's logs."""
@@ -38,8 +40,11 @@ class LiveStats:
 
     def __init__(self, logs: Path, replica_id: str, stats: Callable[[], Mapping[str, float]]) -> None:
         self._file = logs / _name(replica_id)
+        self._new = self._file.with_suffix(".new")
         self._stats = stats
         self._background: asyncio.Task[None] | None = None
+        self._one_at_a_time = threading.Lock()
+        self._has_ended = False
 
     async def start(self) -> None:
         """Write from now on."""
@@ -51,7 +56,7 @@ class LiveStats:
         if self._background is not None:
             self._background.cancel()
             await asyncio.wait([self._background])
-        self._file.unlink(missing_ok=True)
+        await asyncio.to_thread(self._end)
 
     async def _write_for_ever(self) -> None:
         while True:
@@ -62,9 +67,18 @@ class LiveStats:
             await asyncio.sleep(_PERIOD_S)
 
     def _write(self, text: str) -> None:
-        new = self._file.with_suffix(".new")
-        new.write_text(text)
-        new.replace(self._file)
+        # In a thread, which goes on when the task that waits for it is cancelled.
+        with self._one_at_a_time:
+            if not self._has_ended:
+                self._new.write_text(text)
+                self._new.replace(self._file)
+
+    def _end(self) -> None:
+        with self._one_at_a_time:
+            self._has_ended = True
+            for file in (self._file, self._new):
+                with suppress(OSError):
+                    file.unlink()
 
 
 def read_stats(dashboard_url: str, node_id: str, replica_id: str) -> dict[str, float]:
@@ -78,7 +92,7 @@ def read_stats(dashboard_url: str, node_id: str, replica_id: str) -> dict[str, f
         found: dict[str, Any] = call("GET", dashboard_url, f"/api/v0/logs/file?{asked}") or {}
     except ClusterError:
         return {}
-    if time.time() - found.pop("at", 0.0) > _OLD_S:
+    if abs(time.time() - found.pop("at", 0.0)) > _OLD_S:
         return {}
     return found
 

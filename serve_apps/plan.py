@@ -136,6 +136,12 @@ def plan_serve(
     reserved = {"CPU": spec.resources.cpus, "GPU": gpus * _workers(spec.engine)}
     _check_fits(spec, reserved, cluster_resources)
     over_nodes = _is_over_nodes(spec.engine, gpus, most_gpus_on_a_node)
+    if over_nodes and (spec.adapters or spec.engine.get("enable_lora")):
+        raise ConfigError(
+            f"{'adapters' if spec.adapters else 'engine.enable_lora'} is set, but a replica of {spec.name} "
+            f"has {_workers(spec.engine)} workers on several nodes, and only its own node gets an adapter's "
+            "files. Merge the adapter (merge: true in its training), or use nodes with more GPUs."
+        )
     resolved = _resolved(spec, model, store, gpus, _max_replicas(spec, reserved, cluster_resources))
     autoscaling_config(resolved)  # refuses what cannot work
     return ServePlan(

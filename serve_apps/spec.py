@@ -106,7 +106,8 @@ class ServeSpec(ConfigModel):
     routing: Literal["least_requests", "prefix"] = "least_requests"
     """Which replica gets a request. ``least_requests``: the one with the fewest in flight. ``prefix``: those
     that begin alike (512 bytes of the prompt, or of the system's and of the first message) go to the same
-    one, which has that beginning in its KV cache, unless it has half as many requests again as the others."""
+    one, which has that beginning in its KV cache, unless it has half as many requests again as the others.
+    Another choice for a running app ends its replicas before new ones start."""
 
     wake_timeout_s: float = Field(600, gt=0)
     """How long a request to an app that is scaled to zero waits for a replica; then it is answered 503."""

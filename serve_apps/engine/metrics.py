@@ -20,7 +20,10 @@ from runtime.core.log import get_logger
 _log = get_logger(__name__)
 _OURS = "vllm:"
 _PERIOD_S = 5.0
-"""Ray exports as often; more would be lost on the way."""
+"""Ray exports as often by default; more would be lost on the way."""
+
+_PASSED_OVER = "vllm:lora_requests_info"
+"""Its labels are the adapters at work: every combination that ever was would stay a series of its own."""
 
 
 class EngineMetrics:
@@ -55,7 +58,7 @@ class EngineMetrics:
 
     async def _pass_on(self) -> None:
         for family in get_prometheus_registry().collect():
-            if family.name.startswith(_OURS):
+            if family.name.startswith(_OURS) and family.name != _PASSED_OVER:
                 self._set(family)
                 # A stream's next token does not wait for all of them.
                 await asyncio.sleep(0)

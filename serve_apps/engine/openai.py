@@ -26,6 +26,7 @@ from runtime.core.log import get_logger
 from serve_apps.engine.client import CountingLLM
 from serve_apps.engine.command_line import command_line
 from serve_apps.engine.last_words import last_error
+from serve_apps.engine.nodes import keep_on_other_nodes
 from serve_apps.engine.stats import EngineStats
 from serve_apps.engine.watchdog import kill_children, watch_over_children
 from storage.cached_folder import CachedFolder
@@ -42,6 +43,7 @@ class Engine:
         client: CountingLLM,
         app: FastAPI,
         model: CachedFolder,
+        keepers: list[Any],
         stats: EngineStats,
         *,
         stuck_after_s: float,
@@ -50,8 +52,8 @@ class Engine:
         self._client = client
         self._stats = stats
         self._stuck_after_s = stuck_after_s
-        # In use, so that the node cache keeps it: vLLM reads some of its files again later.
-        self._model = model
+        # In use, so that the node caches keep it: vLLM reads some of its files again later.
+        self._model, self._keepers = model, keepers
 
     @classmethod
     async def start(cls, plan: Mapping[str, Any]) -> Engine:
@@ -62,11 +64,12 @@ class Engine:
 
         Raises:
             ServeError: vLLM did not start; carries the last error line that it wrote.
-            StorageError: the model could not be brought to this node.
+            StorageError: the model could not be brought to this node, or to another of its workers.
         """
         watch_over_children()
         spec = plan["spec"]
         model = open_store(spec["store"]).model(spec["model"]).fetch()
+        keepers = keep_on_other_nodes(plan, model.path)
         try:
             args = _parse(plan, model.path)
             stats = EngineStats()
@@ -79,7 +82,7 @@ class Engine:
             raise ServeError(f"vLLM could not start with {spec['model']}: {said}") from None
         try:
             app = await _build_app(client, args)
-            return cls(client, app, model, stats, stuck_after_s=spec["health_check_timeout_s"])
+            return cls(client, app, model, keepers, stats, stuck_after_s=spec["health_check_timeout_s"])
         except Exception as error:
             client.shutdown()
             _log.exception("vLLM's application could not start")

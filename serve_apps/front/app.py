@@ -31,6 +31,8 @@ _REACHABLE_S = 5.0
 _AGAIN_S = 0.2
 _WAKES_S = 1.0
 """How often to look whether an app is awake."""
+_CLOSING: set[asyncio.Future[None]] = set()
+"""The event loop itself keeps no task alive."""
 _MOST_BODY_BYTES = 64 << 20
 """The front keeps a body until it has found the model in it."""
 
@@ -93,7 +95,7 @@ class Front:
             # It came back: HAProxy hears of a new app a moment after Serve, and of the end of one too.
             await reply.aclose()
             if time.monotonic() > deadline:
-                raise _not_ready(app, "not reachable yet")
+                raise _not_ready(app, "not reachable yet", why="")
             await asyncio.sleep(_AGAIN_S)
         # Only what a key opened, and what HAProxy reads as we do: nobody else may teach it.
         learned = reply.status_code < 400 and not is_form(content_type)
@@ -107,27 +109,39 @@ class Front:
         """
         url, prefix = self._apps.base_url, app.prefix
         asking = asyncio.ensure_future(self._proxy.ask(request, body, base_url=url, prefix=prefix))
-        deadline = time.monotonic() + app.spec.wake_timeout_s
+        waking = asyncio.ensure_future(self._until_awake(app))
         try:
-            while app.running == 0 and not (await asyncio.wait({asking}, timeout=_WAKES_S))[0]:
-                app = await self._still_there(app)
-                if app.running == 0 and time.monotonic() > deadline:
-                    how = f"not awake after {app.spec.wake_timeout_s:g} s{': ' if app.message else '.'}"
-                    raise _not_ready(app, how + app.message)
+            await asyncio.wait({asking, waking}, return_when=asyncio.FIRST_COMPLETED)
+            # An answer counts, whatever the other found at the same moment.
+            if not asking.done():
+                await waking
             return await asking
-        finally:
+        except BaseException:
             asking.cancel()
+            asking.add_done_callback(_drop)
+            raise
+        finally:
+            waking.cancel()
+            waking.add_done_callback(_drop)
 
-    async def _still_there(self, app: KnownApp) -> KnownApp:
-        """The app as it is now.
+    async def _until_awake(self, app: KnownApp) -> None:
+        """Return once a replica of the app runs.
 
         Raises:
-            Refused: it is gone, or will not answer any more.
+            Refused: there is none in time, or the app is gone or failed.
         """
-        now = next((one for one in await self._apps.all() if one.spec.name == app.spec.name), None)
-        if now is None or not now.answers:
-            raise _not_ready(app, "gone." if now is None else f"{now.status}: {now.message}")
-        return now
+        deadline = time.monotonic() + app.spec.wake_timeout_s
+        while app.running == 0:
+            await asyncio.sleep(_WAKES_S)
+            apps = await self._apps.all()
+            now = next((one for one in apps if one.spec.name == app.spec.name), None)
+            if now is None:
+                raise _not_ready(app, "gone")
+            if not now.answers:
+                raise _not_ready(now, now.status)
+            if now.running == 0 and time.monotonic() > deadline:
+                raise _not_ready(now, f"not awake after {now.spec.wake_timeout_s:g} s")
+            app = now
 
     async def _app(self, model: str | None, request: Request, visible: dict[str, list[str]]) -> KnownApp:
         """The app that answers to the model, one that can answer now; one that sleeps the request wakes.
@@ -143,7 +157,7 @@ class Front:
             return app
         if app is None or app.spec.name not in visible:
             raise _unknown(model, [name for names in visible.values() for name in names])
-        raise _not_ready(app, f"{app.status}{': ' if app.message else ''}{app.message}")
+        raise _not_ready(app, app.status)
 
 
 def _card(app: KnownApp, name: str) -> dict[str, Any]:
@@ -178,14 +192,26 @@ async def _body_of(request: Request) -> bytes:
     return bytes(body)
 
 
-def _not_ready(app: KnownApp, how: str) -> Refused:
+def _not_ready(app: KnownApp, how: str, *, why: str | None = None) -> Refused:
+    """The refusal of an app that is ``how``; ``why`` unless Serve knows better."""
+    reason = app.message if why is None else why
     return Refused(
         503,
-        f"The app {app.spec.name} is {how}",
+        f"The app {app.spec.name} is {how}{': ' if reason else '.'}{reason}",
         type="server_error",
         code="model_not_ready",
         retry_after_s=_RETRY_AFTER_S,
     )
+
+
+def _drop(task: asyncio.Future[Any]) -> None:
+    """What a task gave that nobody waits for any more: an answer is closed, an error is no news."""
+    if task.cancelled() or task.exception() is not None:
+        return
+    if isinstance(answer := task.result(), httpx.Response):
+        closing = asyncio.ensure_future(answer.aclose())
+        _CLOSING.add(closing)
+        closing.add_done_callback(_CLOSING.discard)
 
 
 def _unknown(model: str, names: Iterable[str]) -> Refused:

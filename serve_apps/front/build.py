@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,9 @@ def _details() -> Mapping[str, Any]:
 
 async def _describe(app: str) -> Mapping[str, Any]:
     """What one replica of an app says of itself."""
-    return await serve.get_app_handle(app).describe.remote()
+    # Finding the handle asks the controller and blocks.
+    handle = await asyncio.to_thread(serve.get_app_handle, app)
+    return await handle.describe.remote()
 
 
 class _Replica:

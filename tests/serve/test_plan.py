@@ -156,6 +156,13 @@ def test_a_replica_larger_than_a_node_is_spread_over_nodes_its_own_process_besid
     assert on_one.reserved == {"CPU": 0.5, "GPU": 16}
 
 
+def test_a_replica_over_nodes_takes_no_adapters(with_model: Store):
+    engine = {"tensor_parallel_size": 8, "enable_lora": True}
+    spec = load_spec(ServeSpec, {"name": "a", "model": "tiny", "engine": engine})
+    with pytest.raises(ConfigError, match=r"engine\.enable_lora is set, but .* 8 workers on several nodes"):
+        plan_serve(spec, store=with_model, cluster_resources=EIGHT_GPUS, most_gpus_on_a_node=4)
+
+
 def test_all_workers_on_one_node_is_refused_where_no_node_holds_them(with_model: Store):
     engine = {"tensor_parallel_size": 8, "distributed_executor_backend": "mp"}
     spec = load_spec(ServeSpec, {"name": "a", "model": "tiny", "engine": engine})
