@@ -232,6 +232,9 @@ def _environment(spec: LocalClusterSpec, temp_dir: Path) -> dict[str, str]:
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         # How long `ray job stop` leaves a job for its last checkpoint; Ray's default is 3 s.
         "RAY_JOB_STOP_WAIT_TIME_S": "300",
+        # Ray makes all of its workers nice (15): replicas and HAProxy would give way to whatever else the
+        # machine does. Here only training gives way (train_jobs/engine/worker.py).
+        "RAY_worker_niceness": "0",
         # How often Serve's controller looks at everything. Ray's 0.1 s is 4% of a core on a laptop that only
         # serves; what is decided in that loop takes seconds anyway.
         "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.4",
