@@ -11,7 +11,7 @@ from runtime.cli_options import ListsByDefault, address_option, in_words, json_o
 
 @click.group(cls=ListsByDefault)
 def models() -> None:
-    """List model versions (`tandem models [NAME]`), publish or remove one."""
+    """List model versions (`tandem models [NAME]`), look into one, publish or remove one."""
 
 
 @models.command("ls")
@@ -60,6 +60,21 @@ def _row(model: Any) -> dict[str, Any]:
         "revision": model.revision,
         "uri": model.uri,
     }
+
+
+@models.command("show")
+@click.argument("model", metavar="MODEL")
+@store_option
+@json_option
+def show_(model: str, store: str | None, as_json: bool) -> None:
+    """Show what MODEL consists of: parameters by part, types, bytes, and its KV cache per token.
+
+    MODEL is a name, NAME/VERSION, a folder or an address. Only the headers of its files are read.
+    """
+    from runtime.model_report import print_model
+    from storage.store import open_store
+
+    print_model(open_store(store).model(model, field="MODEL"), as_json=as_json)
 
 
 @models.command()

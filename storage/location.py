@@ -83,6 +83,25 @@ class Location:
             raise NotFound(f"{self.uri}: there is nothing. Check the address.")
         return found
 
+    def read_range(self, start: int, size_bytes: int) -> bytes:
+        """``size_bytes`` of the object from ``start`` on, fewer where it ends before; nothing else is read.
+
+        Raises:
+            NotFound: there is no object.
+        """
+
+        def read() -> bytes | None:
+            entry = self.backend.stat(self.key)
+            if entry is None:
+                return None
+            size = max(0, min(size_bytes, entry.size_bytes - start))
+            return b"".join(self.backend.read(entry, start, size)) if size else b""
+
+        found = self._patiently(read)
+        if found is None:
+            raise NotFound(f"{self.uri}: there is nothing. Check the address.")
+        return found
+
     def _read(self) -> bytes | None:
         entry = self.backend.stat(self.key)
         if entry is None:
