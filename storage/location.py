@@ -95,7 +95,10 @@ class Location:
             if entry is None:
                 return None
             size = max(0, min(size_bytes, entry.size_bytes - start))
-            return b"".join(self.backend.read(entry, start, size)) if size else b""
+            try:
+                return b"".join(self.backend.read(entry, start, size)) if size else b""
+            except (Conflict, NotFound):
+                raise Transient("it is being replaced all the time") from None
 
         found = self._patiently(read)
         if found is None:

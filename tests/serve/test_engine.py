@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import yaml
 
 from cluster import applications, local
 from cluster.environments import interpreter, process_env
+from cluster.estimator.kv_cache import kv_cache
 from serve_apps.arguments import CATALOGUE
 from serve_apps.plan import IMPORT_PATH
 from serve_apps.status import why
@@ -131,6 +133,15 @@ def test_the_engines_own_metrics_come_through_rays(cluster: TestCluster, client:
     ]
     wait_for(lambda: all(one in scraped() for one in series), "the engine's tokens among Ray's metrics", 60)
     assert "vllm:generation_tokens_total{" in client.get("/metrics").text
+
+
+def test_the_kv_cache_holds_as_many_tokens_as_estimated(inputs: TestCluster, client: httpx.Client):
+    (info,) = re.findall(r"vllm:cache_config_info\{(.*?)\}", client.get("/metrics").text)
+    told = dict(re.findall(r'(\w+)="([^"]*)"', info))
+    tokens = int(told["num_gpu_blocks"]) * int(told["block_size"])
+    estimated = kv_cache(inputs.store.model(BASE).config())
+    assert estimated
+    assert tokens == pytest.approx((1 << 30) / estimated.bytes_per_token, rel=0.01)
 
 
 def test_the_status_shows_what_the_engine_does(

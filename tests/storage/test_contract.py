@@ -222,6 +222,10 @@ def test_any_range_can_be_read(place: Location):
     entry = entry_of(place / "x")
     for start, size_bytes in [(0, 1), (0, len(data)), (MIB - 1, 2), (2 * MIB + 1, MIB + 4), (last, 1)]:
         assert read(place / "x", entry, start, size_bytes) == data[start : start + size_bytes]
+        assert (place / "x").read_range(start, size_bytes) == data[start : start + size_bytes]
+    assert (place / "x").read_range(last, 100) == data[last:] and (place / "x").read_range(last + 9, 1) == b""
+    with pytest.raises(NotFound, match="there is nothing"):
+        (place / "y").read_range(0, 1)
 
 
 def test_a_version_that_was_replaced_is_never_mixed_with_the_next(place: Location, tmp_path: Path):
