@@ -48,7 +48,6 @@ class LiveStats:
 
     async def start(self) -> None:
         """Write from now on."""
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         self._background = asyncio.create_task(self._write_for_ever(), name="tandem-live-stats")
 
     async def stop(self) -> None:
@@ -59,17 +58,22 @@ class LiveStats:
         await asyncio.to_thread(self._end)
 
     async def _write_for_ever(self) -> None:
+        was_told = False
         while True:
             try:
                 await asyncio.to_thread(self._write, json.dumps({"at": time.time(), **self._stats()}))
-            except Exception as error:  # a full disk must not end a replica
-                _log.warning("the figures for `tandem status` are not written: %r", error)
+                was_told = False
+            except Exception as error:  # a full disk must not end a replica, nor be filled with this
+                if not was_told:
+                    _log.warning("the figures for `tandem status` are not written: %r", error)
+                was_told = True
             await asyncio.sleep(_PERIOD_S)
 
     def _write(self, text: str) -> None:
         # In a thread, which goes on when the task that waits for it is cancelled.
         with self._one_at_a_time:
             if not self._has_ended:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
                 self._new.write_text(text)
                 self._new.replace(self._file)
 

@@ -95,7 +95,7 @@ class Front:
             # It came back: HAProxy hears of a new app a moment after Serve, and of the end of one too.
             await reply.aclose()
             if time.monotonic() > deadline:
-                raise _not_ready(app, "not reachable yet", why="")
+                raise _not_ready(app, "not reachable yet")
             await asyncio.sleep(_AGAIN_S)
         # Only what a key opened, and what HAProxy reads as we do: nobody else may teach it.
         learned = reply.status_code < 400 and not is_form(content_type)
@@ -192,12 +192,10 @@ async def _body_of(request: Request) -> bytes:
     return bytes(body)
 
 
-def _not_ready(app: KnownApp, how: str, *, why: str | None = None) -> Refused:
-    """The refusal of an app that is ``how``; ``why`` unless Serve knows better."""
-    reason = app.message if why is None else why
+def _not_ready(app: KnownApp, how: str) -> Refused:
     return Refused(
         503,
-        f"The app {app.spec.name} is {how}{': ' if reason else '.'}{reason}",
+        f"The app {app.spec.name} is {how}{': ' if app.message else '.'}{app.message}",
         type="server_error",
         code="model_not_ready",
         retry_after_s=_RETRY_AFTER_S,

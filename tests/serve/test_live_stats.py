@@ -14,7 +14,6 @@ def test_the_figures_lie_among_the_logs_while_the_replica_lives(tmp_path: Path):
     async def main() -> None:
         live = LiveStats(tmp_path, "abc", lambda: {"running": 2.0})
         await live.start()
-        (tmp_path / "serve").iterdir()
         await asyncio.to_thread(wait_for, lambda: list((tmp_path / "serve").glob("*.json")), "the file", 10)
         (file,) = (tmp_path / "serve").glob("*.json")
         told = json.loads(file.read_text())
