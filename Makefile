@@ -3,7 +3,7 @@ PYTHON ?= python3
 TANDEM := .venv/bin/tandem
 DEV = "$$($(PYTHON) -m cluster.setup --print dev)"
 
-.PHONY: help setup setup-dev demo test test-fast test-all lint pre-commit bench-storage bench-train bench-serve pins check-pins clean
+.PHONY: help setup setup-dev demo test test-fast test-all lint pre-commit bench-storage bench-train bench-serve bench-placement pins check-pins clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -44,6 +44,9 @@ bench-train: setup-dev ## Training under Tandem against torchrun, as ratios
 
 bench-serve: setup-dev ## Serving under Tandem against vLLM's own server, as ratios
 	@$(DEV) benchmarks/serve.py
+
+bench-placement: setup-dev ## Placing 5,000 requests on 10,000 GPUs, in milliseconds a request
+	@$(DEV) benchmarks/placement.py
 
 pins: ## Compile cluster/pins/*.txt anew from the *.in files
 	@$(PYTHON) -m cluster.setup --compile

@@ -18,8 +18,12 @@ from pydantic import Field
 
 from cluster.code import code_snapshot
 from cluster.environments import interpreter
+from cluster.gpus import find
 from cluster.haproxy import FOLDER_BYTES, haproxy_env
+from cluster.inventory import Inventory
 from cluster.lock import locked
+from cluster.nodes import node_of
+from cluster.nvml import read_cards
 from cluster.processes import descendants, free_port, is_alive, kill_all, port_is_free
 from cluster.rest import answers, checked_url, cluster_resources, head_ip
 from runtime.core.config import ConfigModel, load_spec
@@ -28,6 +32,8 @@ from runtime.core.places import cache_root, file_cache, home
 from storage.local_files import write_json
 from storage.store import open_store
 
+_RAYS_SHARE = 0.7
+"""Of the memory that is free, Ray hands out so much; the rest is its object store's."""
 _SOCKET_PATH_BYTES = 107
 """Longest UNIX socket path; Ray's own part below the temp folder takes about 65 of it."""
 
@@ -90,10 +96,16 @@ def current() -> LocalCluster | None:
     return cluster if cluster.alive else None
 
 
-def resources_of(spec: LocalClusterSpec) -> dict[str, float]:
-    """What a cluster of this spec would have: ``{"CPU": 2.0, "GPU": 0.0}``."""
-    found = len(list(Path("/dev").glob("nvidia[0-9]*"))) if spec.num_gpus is None else spec.num_gpus
-    return {"CPU": float(spec.num_cpus), "GPU": float(found)}
+def expected(spec: LocalClusterSpec) -> Inventory:
+    """What a cluster of this spec would have."""
+    cards = read_cards()
+    count = len(cards) if spec.num_gpus is None else spec.num_gpus
+    memory_bytes = int(_RAYS_SHARE * psutil.virtual_memory().available)
+    resources = {"CPU": spec.num_cpus, "GPU": count, "memory": memory_bytes}
+    if cards and count:
+        gpu = find(cards[0].product)
+        resources[f"accelerator_type:{gpu.ray if gpu else cards[0].product}"] = 1
+    return Inventory.of([node_of("local", resources)])
 
 
 def dashboard_of(address: str | None) -> str | None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import httpx
 
-from cluster.gpu_products import gpus_by_product
+from cluster.inventory import Inventory
+from cluster.nodes import inventory_of
 from runtime.core.errors import ClusterError, ConfigError
 
 _TIMEOUT_S = 60.0
@@ -75,15 +76,14 @@ def cluster_resources(dashboard_url: str) -> dict[str, float]:
     return total
 
 
-def most_gpus_on_a_node(dashboard_url: str) -> float:
-    """GPUs of the living node that has the most."""
-    nodes = _living_nodes(dashboard_url)
-    return max((float(node["resources_total"].get("GPU", 0)) for node in nodes), default=0.0)
+def inventory(dashboard_url: str) -> Inventory:
+    """The living nodes and their cards."""
+    return inventory_of(_living_nodes(dashboard_url))
 
 
-def accelerators(dashboard_url: str) -> dict[str, float]:
-    """GPUs of all living nodes by product: ``{"A100": 8.0}``."""
-    return gpus_by_product(node["resources_total"] for node in _living_nodes(dashboard_url))
+def head_node_id(dashboard_url: str) -> str:
+    """Ray's id of the head node."""
+    return str(next(node["node_id"] for node in _living_nodes(dashboard_url) if node["is_head_node"]))
 
 
 def head_ip(dashboard_url: str) -> str:

@@ -14,10 +14,13 @@ from runtime import __version__
 from runtime.cli_adapters import adapters
 from runtime.cli_batch import batch
 from runtime.cli_datasets import datasets
+from runtime.cli_gpus import gpus
 from runtime.cli_keys import keys
 from runtime.cli_models import models
 from runtime.cli_options import address_option, dry_run_option, json_option, store_option
+from runtime.cli_plan import plan as plan_command
 from runtime.cli_runs import runs
+from runtime.cli_simulate import simulate
 from runtime.cli_storage import storage
 from runtime.cli_sweep import sweep
 from runtime.core.errors import TandemError
@@ -251,12 +254,15 @@ def serve(spec: Path, address: str | None, store: str | None, dry_run: bool, no_
 
 main.add_command(adapters)
 main.add_command(batch)
+main.add_command(gpus)
 main.add_command(keys)
 main.add_command(runs)
 main.add_command(models)
+main.add_command(plan_command)
 main.add_command(datasets)
 main.add_command(storage)
 main.add_command(sweep)
+main.add_command(simulate)
 
 
 @main.command()

@@ -74,13 +74,13 @@ def sweep(
 def _planned(source: str, address: str | None, store: str | None) -> Any:
     """Before a cluster is started: a wrong spec costs no wait."""
     from cluster import local
-    from cluster.rest import cluster_resources
+    from cluster.rest import inventory
     from runtime.sweep import plan_of
     from storage.store import open_store
 
     url = local.dashboard_of(address)
-    resources = cluster_resources(url) if url else local.resources_of(local.LocalClusterSpec())
-    return plan_of(source, store=open_store(store), cluster_resources=resources)
+    nodes = inventory(url) if url else local.expected(local.LocalClusterSpec())
+    return plan_of(source, store=open_store(store), inventory=nodes)
 
 
 def _start(source: str, address: str | None, store: str | None) -> Sweep:

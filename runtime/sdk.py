@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 from cluster import applications, jobs, local
 from cluster.code import code_snapshot
 from cluster.environments import check_pair
-from cluster.rest import accelerators, checked_url, cluster_resources, most_gpus_on_a_node, ray_version
+from cluster.inventory import Inventory
+from cluster.ledger.shown import picture
+from cluster.rest import checked_url, cluster_resources, inventory, ray_version
 from runtime.adapters import AppAdapters
 from runtime.app import App
 from runtime.core.config import blamed_on, load_spec, origin_of
 from runtime.core.errors import ConfigError, EnvironmentFault
+from runtime.gpus import Gpus
 from runtime.run import Run
 from runtime.served import remove_model
 from runtime.show import table_html
@@ -121,8 +124,7 @@ class Tandem:
         folder = run.folder
         source_of(folder).plan(
             self.store,
-            cluster_resources=self.resources(),
-            accelerators=accelerators(self.dashboard_url),
+            inventory=self.inventory(),
             run=folder,
             go_on_with=num_workers,
         )
@@ -178,8 +180,7 @@ class Tandem:
             return plan_serve(
                 resolved,
                 store=store,
-                cluster_resources=self.resources(),
-                most_gpus_on_a_node=most_gpus_on_a_node(self.dashboard_url),
+                inventory=self.inventory(),
                 http_host="127.0.0.1" if self._local else applications.http_host(self.dashboard_url),
             )
 
@@ -274,14 +275,38 @@ class Tandem:
         """What the cluster has in all: ``{"CPU": 2.0, "GPU": 0.0, ...}``."""
         return cluster_resources(self.dashboard_url)
 
+    def gpus(self) -> Gpus:
+        """Every card, who holds which part of it, promised against used, and who waits for room."""
+        return Gpus(picture(self.dashboard_url))
+
+    def estimate(
+        self, target: Mapping[str, Any] | str | Path, *, gpu: str | None = None, num_gpus: int = 1
+    ) -> Any:
+        """Will it fit, and on what: of a spec (a file or its fields) what each worker needs and has, where
+        the bytes go and what would make it fit; of a model how many GPUs of each product serve and train it.
+
+        Args:
+            gpu: On this product instead of the cluster's, as NVML, Kubernetes or Ray spells it.
+            num_gpus: How many of them.
+
+        Returns:
+            A :class:`runtime.estimate.Report` or :class:`runtime.estimate.Overview`.
+        """
+        from runtime.estimate import estimate
+
+        return estimate(target, self.store, inventory=self.inventory(), gpu=gpu, num_gpus=num_gpus)
+
+    def inventory(self) -> Inventory:
+        """Its living nodes and their cards."""
+        return inventory(self.dashboard_url)
+
     def _plan_train(self, spec: TrainSource) -> tuple[TrainSpec, TrainPlan]:
         with blamed_on(spec):
             resolved = resolve(load_spec(TrainSpec, spec))
             plan = plan_train(
                 resolved,
                 store=self.store,
-                cluster_resources=self.resources(),
-                accelerators=accelerators(self.dashboard_url),
+                inventory=self.inventory(),
                 origin=origin_of(spec),
             )
             return resolved, plan

@@ -13,9 +13,11 @@ from rich.live import Live
 from rich.text import Text
 
 from cluster import applications, local
+from cluster.ledger.shown import picture
 from cluster.rest import cluster_resources, ray_version
 from runtime.app import App
 from runtime.core.errors import ClusterError, ConfigError, TandemError
+from runtime.gpus import Gpus, share_row, waiting_row
 from runtime.run import ENDED, Run
 from runtime.show import Rows, print_table, table
 from storage.store import open_store
@@ -69,6 +71,13 @@ def _tables(data: dict[str, Any]) -> list[tuple[Rows, list[str], str]]:
         tables.append((apps, ["name", "status", "replicas", "model", "url", "message"], "apps"))
         live = [row for app in data["apps"] for row in _live_rows(app["replicas"])]
         tables.append((live, ["app", "replica", "state", *_LIVE], "replicas"))
+        if data["waiting"]:
+            rows = [waiting_row(one) for one in data["waiting"]]
+            tables.append((rows, ["position", "name", "priority", "waits", "reason"], "waiting for room"))
+        if data["over"]:
+            rows = [share_row(one) for one in data["over"]]
+            columns = ["holder", "worker", "node", "promised", "used", "over"]
+            tables.append((rows, columns, "uses more than it promised"))
     newest = ["run_id", "status", "step", "max_steps", "loss", "model"]
     return [*tables, (data["runs"], newest, "newest runs")]
 
@@ -98,7 +107,7 @@ def collect(address: str | None, store: str | None) -> dict[str, Any]:
     url = local.dashboard_of(address)
     runs = [Run(folder).describe() for folder in open_store(store).runs()[-_NEWEST:]]
     if url is None:
-        return {"cluster": None, "apps": [], "runs": runs}
+        return {"cluster": None, "apps": [], "waiting": [], "over": [], "runs": runs}
     total = cluster_resources(url)
     cluster = {
         "dashboard_url": url,
@@ -108,7 +117,14 @@ def collect(address: str | None, store: str | None) -> dict[str, Any]:
     }
     apps = [App(url, name) for name in sorted(applications.applications(url))]
     described = [{**app.describe(), "replicas": app.replicas()} for app in apps]
-    return {"cluster": cluster, "apps": described, "runs": runs}
+    gpus = Gpus(picture(url))
+    return {
+        "cluster": cluster,
+        "apps": described,
+        "waiting": gpus.waiting,
+        "over": [share for share in gpus.shares if share["over_bytes"]],
+        "runs": runs,
+    }
 
 
 def stop_anything(name: str, address: str | None, store: str | None, *, now: bool = False) -> str:

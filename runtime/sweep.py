@@ -22,6 +22,7 @@ from typing import Any
 from cluster import jobs, local
 from cluster.code import code_snapshot
 from cluster.environments import check_pair
+from cluster.inventory import Inventory
 from runtime.core.config import blamed_on, load_spec, origin_of
 from runtime.core.errors import ClusterError, ConfigError, TandemError, WaitTimeout
 from runtime.core.lookup import did_you_mean
@@ -227,11 +228,11 @@ class Sweep:
 
 def plan(tandem: Tandem, source: SweepSource) -> SweepPlan:
     """What ``start_sweep`` would run, checked against store and cluster; nothing is submitted."""
-    return plan_of(source, store=tandem.store, cluster_resources=tandem.resources())
+    return plan_of(source, store=tandem.store, inventory=tandem.inventory())
 
 
-def plan_of(source: SweepSource, *, store: Store, cluster_resources: Mapping[str, float]) -> SweepPlan:
-    """The plan of a sweep spec on a store and a cluster of these resources.
+def plan_of(source: SweepSource, *, store: Store, inventory: Inventory) -> SweepPlan:
+    """The plan of a sweep spec on a store and a cluster of these nodes.
 
     Raises:
         ConfigError: the spec or one of its trials cannot work.
@@ -241,7 +242,7 @@ def plan_of(source: SweepSource, *, store: Store, cluster_resources: Mapping[str
         return plan_sweep(
             load_spec(SweepSpec, source),
             store=store,
-            cluster_resources=cluster_resources,
+            inventory=inventory,
             folder=folder,
             origin=origin_of(source),
         )

@@ -13,10 +13,13 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from cluster.environments import check_pair, interpreter, process_env
 from cluster.haproxy_rules import BY_PREFIX
+from cluster.inventory import Inventory
+from cluster.nodes import node_of
 from runtime.core.config import load_spec
 from serve_apps.autoscaling import autoscaling_config
 from serve_apps.deployment import VllmReplica
 from serve_apps.plan import ServePlan, plan_serve
+from serve_apps.room import wait_for_room
 from serve_apps.spec import ServeSpec
 from storage.store import open_store
 
@@ -39,12 +42,12 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     plan = plan_serve(
         spec,
         store=open_store(spec.store),
-        cluster_resources=ray.cluster_resources(),
-        most_gpus_on_a_node=max(
-            (node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0
+        inventory=Inventory.of(
+            node_of(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]
         ),
         http_host=_http_host(),
     )
+    wait_for_room(plan)
     return deploy(plan, free_resources=ray.available_resources())
 
 

@@ -9,11 +9,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.applications import FRONT
+from cluster.estimator.device import Device, host_memory
+from cluster.estimator.model import ModelShape
+from cluster.estimator.planned import PlannedMemory
+from cluster.inventory import Inventory
 from runtime.core.config import ConfigModel
 from runtime.core.errors import ConfigError
 from serve_apps.adapters import plan_adapters
 from serve_apps.arguments import faults
 from serve_apps.autoscaling import autoscaling_config
+from serve_apps.defaults import cpu_arguments, gpu_arguments, workers
+from serve_apps.plan_memory import check_memory, device_of, shape_or_none
 from serve_apps.spec import ServeSpec
 from storage.models import ModelVersion
 from storage.store import Store
@@ -35,12 +41,6 @@ _MAX_REPLICAS = 4
 _ROOM_TO_REFUSE = 4096
 """Requests that Serve lets into a replica beyond those that the door works on or keeps waiting: Serve would
 keep them waiting without a word, the door refuses them in OpenAI's shape."""
-
-_CPU_KV_CACHE_BYTES = 1 << 30
-# One process fewer than vLLM's default for CPU: the worker lives inside the EngineCore process, which saves
-# one import of vLLM (5 of 20 seconds on 2 cores) and its memory. Given by its path because vLLM turns the
-# short name "uni" into "mp" on CPU; what it fears, threads bound too late, does not arise: we bind none.
-_CPU_ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
 class ServePlan(ConfigModel):
@@ -66,6 +66,17 @@ class ServePlan(ConfigModel):
     first worker's, each further one another worker's. Empty: the workers are children of the replica, which
     reserves for all."""
 
+    on_cpu: bool = True
+    """Whether the engine computes on CPUs: there are no GPUs, or only logical ones."""
+
+    share_bytes: int | None = None
+    """Each worker's share of a card, or without GPUs of its node's memory; None: it has no bounds but the
+    machine's."""
+
+    memory: PlannedMemory | None = None
+    """What each worker of the engine is estimated to need, and has; None where the model's files do not
+    tell."""
+
     max_ongoing_requests: int
     """Requests Serve lets into one replica at a time: more than the spec's, which the door keeps to."""
 
@@ -74,7 +85,8 @@ class ServePlan(ConfigModel):
         """All that one replica reserves, in Ray's names: ``{"CPU": 0.5, "GPU": 2}``."""
         options = self.ray_actor_options
         bundles = self.placement_group_bundles or [{"CPU": options["num_cpus"], "GPU": options["num_gpus"]}]
-        return {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU")}
+        found = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in ("CPU", "GPU")}
+        return found | ({"memory": options["memory"]} if "memory" in options else {})
 
     def application(self) -> dict[str, Any]:
         """One entry of ``applications`` in Ray Serve's config file or REST body."""
@@ -90,19 +102,19 @@ def plan_serve(
     spec: ServeSpec,
     *,
     store: Store,
-    cluster_resources: Mapping[str, float],
-    most_gpus_on_a_node: float | None = None,
+    inventory: Inventory,
     http_host: str | None = "127.0.0.1",
+    memory_must_fit: bool = True,
 ) -> ServePlan:
     """The plan for ``spec``.
 
     Args:
         spec: What to serve.
         store: Where ``spec.model`` is looked up.
-        cluster_resources: All that the cluster has, in Ray's names: ``{"CPU": 2, "GPU": 1}``.
-        most_gpus_on_a_node: What the largest node has; None: all GPUs are on one. A replica with more
-            workers than that is spread over nodes.
+        inventory: The cluster's nodes and cards. A replica with more workers than any node has cards is
+            spread over nodes.
         http_host: Address that Serve's HTTP server listens at.
+        memory_must_fit: Whether an engine that would need more memory than it has is refused.
 
     Raises:
         ConfigError: it can never work; one message with every fault of ``engine``, or the first other one.
@@ -130,32 +142,79 @@ def plan_serve(
             f"model is {model.ref!r}, a reward model (stage: rm): it rates answers and writes none, and vLLM "
             "would leave out the head that rates. Name the model that answers."
         )
+    cluster_resources = inventory.resources
     gpus = spec.resources.gpus
     gpus = _default_gpus(cluster_resources) if gpus is None else gpus
     _check_parallel(spec.engine, model, gpus)
-    reserved = {"CPU": spec.resources.cpus, "GPU": gpus * _workers(spec.engine)}
+    reserved = {"CPU": spec.resources.cpus, "GPU": gpus * workers(spec.engine)}
     _check_fits(spec, reserved, cluster_resources)
-    over_nodes = _is_over_nodes(spec.engine, gpus, most_gpus_on_a_node)
+    over_nodes = _is_over_nodes(spec.engine, gpus, inventory.most_cards_on_a_node)
     if over_nodes and (spec.adapters or spec.engine.get("enable_lora")):
         raise ConfigError(
             f"{'adapters' if spec.adapters else 'engine.enable_lora'} is set, but a replica of {spec.name} "
-            f"has {_workers(spec.engine)} workers on several nodes, and only its own node gets an adapter's "
+            f"has {workers(spec.engine)} workers on several nodes, and only its own node gets an adapter's "
             "files. Merge the adapter (merge: true in its training), or use nodes with more GPUs."
         )
     resolved = _resolved(spec, model, store, gpus, _max_replicas(spec, reserved, cluster_resources))
     autoscaling_config(resolved)  # refuses what cannot work
+    arguments = plan_adapters(spec, store=store, model=model) | dict(spec.engine)
+    device = device_of(
+        inventory=inventory,
+        gpus=gpus,
+        memory_bytes=spec.resources.memory_bytes,
+        workers=workers(arguments),
+    )
+    on_cpu = _is_on_cpu(gpus, inventory)
+    engine, memory, found = _engine(
+        arguments,
+        shape_or_none(model),
+        device,
+        gpus=0.0 if on_cpu else gpus,
+        over_nodes=over_nodes,
+        most_gpus=inventory.most_cards_on_a_node,
+    )
+    if found and memory_must_fit:
+        raise ConfigError(f"serve app {spec.name} cannot be deployed.\n  " + "\n  ".join(found))
     return ServePlan(
         spec=resolved,
         served_model_name=list(dict.fromkeys([spec.name, model.ref])),
-        engine={
-            **plan_adapters(spec, store=store, model=model),
-            **(_gpu_arguments(spec.engine, gpus, over_nodes) if gpus else _cpu_arguments(spec.engine)),
+        engine=engine,
+        on_cpu=on_cpu,
+        share_bytes=device.available_bytes if device else None,
+        memory=memory,
+        env_vars=_env_vars(spec, on_cpu=on_cpu),
+        ray_actor_options={
+            "num_cpus": reserved["CPU"],
+            "num_gpus": 0.0 if over_nodes else reserved["GPU"],
+            **({"memory": float(spec.resources.memory_bytes)} if spec.resources.memory_bytes else {}),
         },
-        env_vars=_env_vars(spec, on_cpu=not gpus),
-        ray_actor_options={"num_cpus": reserved["CPU"], "num_gpus": 0.0 if over_nodes else reserved["GPU"]},
         placement_group_bundles=_bundles(spec) if over_nodes else [],
         max_ongoing_requests=spec.max_ongoing_requests + spec.max_queued_requests + _ROOM_TO_REFUSE,
     )
+
+
+def _engine(
+    arguments: Mapping[str, Any],
+    model: ModelShape | None,
+    device: Device | None,
+    *,
+    gpus: float,
+    over_nodes: bool,
+    most_gpus: int,
+) -> tuple[dict[str, Any], PlannedMemory | None, list[str]]:
+    """vLLM's arguments, what each worker needs and has, and why that cannot be."""
+    if gpus:
+        engine = gpu_arguments(arguments, gpus=gpus, over_nodes=over_nodes)
+    else:
+        engine = cpu_arguments(arguments, model=model, device=device or host_memory(None))
+    if model is None or device is None:
+        return engine, None, []
+    return engine, *check_memory(engine, model=model, device=device, most_gpus=most_gpus)
+
+
+def _is_on_cpu(gpus: float, inventory: Inventory) -> bool:
+    """Logical cards are handed out like real ones, and there is nothing on them to compute with."""
+    return gpus == 0 or inventory.is_logical
 
 
 def _check_open(spec: ServeSpec, http_host: str | None) -> None:
@@ -196,11 +255,6 @@ def _default_gpus(cluster_resources: Mapping[str, float]) -> float:
     return 0.0 if total < 1 else 0.5 if total == 1 else 1.0
 
 
-def _workers(engine: Mapping[str, Any]) -> int:
-    """vLLM workers that hold one copy of the model."""
-    return int(engine.get("tensor_parallel_size", 1)) * int(engine.get("pipeline_parallel_size", 1))
-
-
 def _check_parallel(engine: Mapping[str, Any], model: ModelVersion, gpus: float) -> None:
     tensor_parallel_size = engine.get("tensor_parallel_size", 1)
     for name in ("tensor_parallel_size", "pipeline_parallel_size"):
@@ -218,9 +272,9 @@ def _check_parallel(engine: Mapping[str, Any], model: ModelVersion, gpus: float)
             f"engine.tensor_parallel_size is {tensor_parallel_size}, which does not divide the {heads} "
             f"attention heads of {model.ref}. Set it to one of {', '.join(fitting)}."
         )
-    if 0 < gpus < 1 and _workers(engine) > 1:
+    if 0 < gpus < 1 and workers(engine) > 1:
         raise ConfigError(
-            f"resources.gpus is {gpus} but the replica has {_workers(engine)} workers "
+            f"resources.gpus is {gpus} but the replica has {workers(engine)} workers "
             "(engine.tensor_parallel_size x engine.pipeline_parallel_size), and Ray cannot place shares of "
             "several GPUs for one replica. Set resources.gpus: 1."
         )
@@ -233,22 +287,22 @@ def _attention_heads(model: ModelVersion) -> int | None:
     return int(heads) if heads else None
 
 
-def _is_over_nodes(engine: Mapping[str, Any], gpus: float, most_gpus_on_a_node: float | None) -> bool:
+def _is_over_nodes(engine: Mapping[str, Any], gpus: float, most_cards: int) -> bool:
     """Whether Ray places a replica's workers, on any node: as asked for, or where no node holds all."""
     backend = engine.get("distributed_executor_backend")
-    too_many = most_gpus_on_a_node is not None and gpus * _workers(engine) > most_gpus_on_a_node
+    too_many = gpus * workers(engine) > most_cards
     if backend == "mp" and too_many:
         raise ConfigError(
             f"engine.distributed_executor_backend is 'mp', all workers on one node, but a replica has "
-            f"{_workers(engine)} and the largest node {most_gpus_on_a_node:g} GPUs. Leave it out."
+            f"{workers(engine)} and the largest node {most_cards} GPUs. Leave it out."
         )
     return backend == "ray" or too_many
 
 
 def _bundles(spec: ServeSpec) -> list[dict[str, float]]:
     """One GPU each; the replica itself is beside the first, where vLLM wants its driver."""
-    workers = _workers(spec.engine)
-    return [{"CPU": spec.resources.cpus, "GPU": 1.0}, *({"GPU": 1.0} for _ in range(workers - 1))]
+    count = workers(spec.engine)
+    return [{"CPU": spec.resources.cpus, "GPU": 1.0}, *({"GPU": 1.0} for _ in range(count - 1))]
 
 
 def _check_fits(
@@ -269,45 +323,6 @@ def _check_fits(
             )
 
 
-def _gpu_arguments(engine: Mapping[str, Any], gpus: float, over_nodes: bool) -> dict[str, Any]:
-    # vLLM prefers Ray's own executor when it finds itself inside a Ray actor; "mp" keeps the workers
-    # children of the replica, on the GPUs that the replica reserved.
-    defaults: dict[str, Any] = {}
-    if over_nodes:
-        defaults["distributed_executor_backend"] = "ray"
-    elif _workers(engine) > 1:
-        defaults["distributed_executor_backend"] = "mp"
-    if gpus < 1:
-        defaults["gpu_memory_utilization"] = round(0.9 * gpus, 4)
-    arguments = {**defaults, **engine}
-    # Ray's fraction is a count for its scheduler, not a memory limit: nothing would stop vLLM from taking
-    # the neighbour's memory, so it is checked here.
-    if arguments.get("gpu_memory_utilization", 0) > gpus:
-        raise ConfigError(
-            f"engine.gpu_memory_utilization is {arguments['gpu_memory_utilization']} but resources.gpus is "
-            f"{gpus}: the replica reserves only that share of the GPU. "
-            f"Lower gpu_memory_utilization to {gpus} or less, or set resources.gpus: 1."
-        )
-    return arguments
-
-
-def _cpu_arguments(engine: Mapping[str, Any]) -> dict[str, Any]:
-    pipelined = engine.get("pipeline_parallel_size", 1) > 1
-    if pipelined and engine.get("enforce_eager"):
-        raise ConfigError(
-            "engine.enforce_eager is true, but vLLM's CPU engine would end at its first request with "
-            f"pipeline_parallel_size {engine['pipeline_parallel_size']}. Leave it out."
-        )
-    # Eager only so that a replica answers in seconds: compiling takes up to a minute more on 2 cores. For
-    # throughput on CPU set engine.enforce_eager: false.
-    defaults: dict[str, Any] = {"enforce_eager": not pipelined}
-    # vLLM would take 90% of the machine's memory. Its variable VLLM_CPU_KVCACHE_SPACE (GiB), where set on
-    # the cluster, wins over this.
-    defaults["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
-    defaults["distributed_executor_backend"] = _CPU_ONE_PROCESS if _workers(engine) == 1 else "mp"
-    return {**defaults, **engine}
-
-
 def _env_vars(spec: ServeSpec, *, on_cpu: bool) -> dict[str, str]:
     # The model is in the store: no request to a hub, unless it is there; and no statistics sent.
     env_vars = {"VLLM_NO_USAGE_STATS": "1", "VLLM_DO_NOT_TRACK": "1"}
@@ -317,5 +332,5 @@ def _env_vars(spec: ServeSpec, *, on_cpu: bool) -> dict[str, str]:
         # vLLM would bind a thread to every core and refuses to share them with a neighbour ("auto" wants a
         # NUMA node per worker). Unbound and few, a training worker fits beside it.
         env_vars["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        env_vars["OMP_NUM_THREADS"] = str(max(1, int(spec.resources.cpus / _workers(spec.engine))))
+        env_vars["OMP_NUM_THREADS"] = str(max(1, int(spec.resources.cpus / workers(spec.engine))))
     return env_vars | storage_env()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ByteSize, Field, field_validator, model_validator
 
 from runtime.core.config import ConfigModel
 
@@ -62,6 +62,10 @@ class Resources(ConfigModel):
     """GPUs per tensor-parallel worker. Unset: 0 on a cluster without GPUs, 0.5 when it has one GPU (a
     training worker takes the other half), 1 otherwise. Below 1 it is a share of one GPU's memory that
     vLLM keeps to by co-operation; nothing isolates it."""
+
+    memory_bytes: ByteSize | None = Field(None, gt=0)
+    """Memory of its node that one replica reserves with Ray (``4GiB``). Without a GPU it is also its share:
+    the KV cache gets what the weights and the engine leave of it."""
 
     @field_validator("gpus")
     @classmethod
@@ -133,6 +137,10 @@ class ServeSpec(ConfigModel):
 
     resources: Resources = Resources()
     """What one replica reserves."""
+
+    priority: Literal["interactive", "serving", "training", "batch"] = "serving"
+    """The class in which the app waits where there is no room for ``min_replicas``: ``interactive`` before
+    ``serving`` before ``training`` before ``batch``, then by age."""
 
     route_prefix: str | None = None
     """Path below which the app answers beside ``/v1``, where all apps do; unset: ``/<name>``."""

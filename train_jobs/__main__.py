@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 from cluster import environments
-from cluster.gpu_products import gpus_by_product
+from cluster.inventory import Inventory
+from cluster.nodes import node_of
 from runtime.core.errors import ClusterError, ConfigError, TandemError
 from storage.runs import RunFolder
 from storage.store import Store, open_store
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         help="workers, instead of scaling.num_workers; with --run the global batch stays what it was",
     )
+    run.add_argument("--no-wait", action="store_true", help="fail at once where the cluster has no room now")
     run.add_argument("--dry-run", action="store_true", help="print the resolved plan as JSON; start nothing")
     run.add_argument(
         "--store", metavar="URI", help="the store (default: $TANDEM_STORE, else ~/.tandem/store)"
@@ -108,17 +110,13 @@ def _plan_and_go(options: argparse.Namespace, store: Store, given: RunFolder | N
     if given is not None and (given.result() or {}).get("status") == "succeeded":
         raise ConfigError(f"run {given.run_id} has succeeded: there is nothing to go on with.")
     source = _source(options, store, given)
-    nodes = living_nodes()
-    cluster = None if nodes is None else total_resources(nodes)
-    products = None if nodes is None else gpus_by_product(nodes)
+    inventory = living_nodes()
     go_on_with = options.num_workers if given is not None else None
-    plan = source.plan(
-        store, cluster_resources=cluster, accelerators=products, run=given, go_on_with=go_on_with
-    )
+    plan = source.plan(store, inventory=inventory, run=given, go_on_with=go_on_with)
     if options.dry_run:
         print(plan.to_json())
         return 0
-    if cluster is None:
+    if inventory is None:
         raise ClusterError(
             "No Ray cluster is running here. Start one with `tandem up` or `ray start --head`, or submit "
             "this command to one with `ray job submit`."
@@ -130,7 +128,11 @@ def _plan_and_go(options: argparse.Namespace, store: Store, given: RunFolder | N
     source.register(store)
     # Only a spec that can run gets a folder.
     run = given or store.new_run(source.spec.name, source.spec.to_json())
-    return hand_over(plan.model_copy(update={"run_id": run.run_id, "run_uri": run.uri}), run, python)
+    return hand_over(
+        plan.model_copy(update={"run_id": run.run_id, "run_uri": run.uri, "may_wait": not options.no_wait}),
+        run,
+        python,
+    )
 
 
 def _source(options: argparse.Namespace, store: Store, given: RunFolder | None) -> Source:
@@ -147,8 +149,8 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def living_nodes() -> list[dict[str, float]] | None:
-    """The resources of each node of the cluster that this process runs on, or None where there is no cluster.
+def living_nodes() -> Inventory | None:
+    """The nodes of the cluster that this process runs on, or None where there is no cluster.
 
     Asks the dashboard: a driver of its own (``ray.init``) would take 2 s longer.
 
@@ -175,12 +177,7 @@ def living_nodes() -> list[dict[str, float]] | None:
             f"RAY_ADDRESS is {os.environ.get('RAY_ADDRESS')}, but no cluster answers there. Unset or correct "
             "it."
         ) from None
-    return [node.resources_total or {} for node in nodes]
-
-
-def total_resources(nodes: list[dict[str, float]]) -> dict[str, float]:
-    """All CPUs and GPUs of the nodes."""
-    return {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+    return Inventory.of(node_of(node.node_id, node.resources_total or {}) for node in nodes)
 
 
 def hand_over(plan: TrainPlan, run: RunFolder, python: Path) -> NoReturn:

@@ -22,8 +22,13 @@ def gpus_per_worker(scaling: Scaling, cluster: Mapping[str, float] | None) -> fl
 
 
 def resources_per_worker(scaling: Scaling, gpus: float) -> dict[str, float]:
-    """What each worker reserves, in Ray's words: ``{"CPU": 0.5, "GPU": 1.0}``."""
-    return {"CPU": scaling.cpus_per_worker, "GPU": gpus} if gpus else {"CPU": scaling.cpus_per_worker}
+    """What each worker reserves, in Ray's words: ``{"CPU": 0.5, "GPU": 1.0, "memory": 4294967296.0}``."""
+    wanted = {
+        "CPU": scaling.cpus_per_worker,
+        "GPU": gpus,
+        "memory": float(scaling.memory_bytes_per_worker or 0),
+    }
+    return {name: amount for name, amount in wanted.items() if amount or name == "CPU"}
 
 
 def size_faults(scaling: Scaling, gpus: float, cluster: Mapping[str, float] | None) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
+from cluster.estimator.planned import PlannedMemory, planned_memory
+from cluster.inventory import Inventory
 from runtime.core.config import ConfigModel
 from runtime.core.errors import ConfigError
 from storage.runs import RunFolder
@@ -14,6 +16,7 @@ from train_jobs import accelerators as gpu_products
 from train_jobs import arguments, capacity, deepspeed_presets, named_models, recipes
 from train_jobs.deepspeed_config import Reconciled, reconcile, stage_of
 from train_jobs.elastic import accumulation_for, worker_counts
+from train_jobs.plan_memory import device_of, estimate_plan, memory_faults
 from train_jobs.precision import without_fp16
 from train_jobs.recipe_packages import train_packages
 from train_jobs.recipe_view import Recipe
@@ -81,6 +84,13 @@ class TrainPlan(ConfigModel):
     resources_per_worker: dict[str, float]
     """What each worker reserves with Ray, such as ``{"CPU": 0.5}``."""
 
+    share_bytes: int | None = None
+    """Each worker's share of a card, or without GPUs of its node's memory; None: it has no bounds but the
+    machine's."""
+
+    memory: PlannedMemory | None = None
+    """What each worker is estimated to need, and has; None where the model's files do not tell."""
+
     use_gpu: bool
     """Whether the workers train on a GPU."""
 
@@ -99,6 +109,12 @@ class TrainPlan(ConfigModel):
     failure: Failure = Failure()
     """How often and how long the run tries again."""
 
+    priority: str = "training"
+    """The class in which it waits for room."""
+
+    may_wait: bool = True
+    """Whether it waits where there is no room now; otherwise it fails at once."""
+
     merge: bool = False
     """Whether the result is the base with the trained adapter merged in."""
 
@@ -110,6 +126,18 @@ class TrainPlan(ConfigModel):
 
     publish: Publish | None
     """Where the result goes."""
+
+    @property
+    def promised_bytes(self) -> int | None:
+        """What each worker keeps to, on its card or in its node's memory: its share, else its estimate."""
+        if self.memory is None:
+            return self.share_bytes
+        return self.share_bytes or self.memory.needed_bytes
+
+    @property
+    def caps_memory(self) -> bool:
+        """Whether the kernel keeps each worker to its share of its node's memory."""
+        return not self.use_gpu and self.share_bytes is not None
 
     @property
     def adapters(self) -> list[str]:
@@ -156,11 +184,11 @@ def plan_train(
     *,
     store: Store,
     run: RunFolder | None = None,
-    cluster_resources: Mapping[str, float] | None = None,
-    accelerators: Mapping[str, float] | None = None,
+    inventory: Inventory | None = None,
     new_datasets: Mapping[str, Mapping[str, Any]] | None = None,
     go_on_with: int | None = None,
     origin: str = "spec",
+    memory_must_fit: bool = True,
 ) -> TrainPlan:
     """What ``spec`` means on this store and this cluster.
 
@@ -168,12 +196,12 @@ def plan_train(
         spec: A validated spec.
         store: Where its model and datasets are.
         run: The run's folder; None in a dry run.
-        cluster_resources: All that the cluster has, such as ``{"CPU": 2.0, "GPU": 1.0}``. None where it is
-            not known: then nothing is refused for its size, and a GPU is used only if the spec says so.
-        accelerators: The cluster's GPUs by product, such as ``{"A100": 8.0}``. None where it is not known.
+        inventory: The cluster's nodes and cards. None where they are not known: then nothing is refused for
+            its size, and a GPU is used only if the spec says so.
         new_datasets: ``dataset_info.json`` entries of datasets that are registered only if the plan holds.
         go_on_with: The number of workers of a run that is resumed with another one; its global batch stays.
         origin: What to call the spec in an error: its file, where it came from one.
+        memory_must_fit: Whether workers that would need more memory than they have are refused.
 
     Raises:
         ConfigError: every fault of the spec, one a line, each with field, value, reason and remedy.
@@ -185,12 +213,14 @@ def plan_train(
     models = _tried(lambda: named_models.named_models(spec.llamafactory, store), faults)
     dataset_info = _tried(lambda: _dataset_info(spec, store, new_datasets or {}), faults)
     deepspeed = _tried(lambda: deepspeed_presets.resolve(spec.deepspeed), faults)
+    cluster_resources = inventory.resources if inventory else None
     gpus_per_worker = capacity.gpus_per_worker(spec.scaling, cluster_resources)
-    on_cpu = gpus_per_worker == 0
+    # Logical cards are handed out like real ones, and there is nothing on them to compute with.
+    on_cpu = gpus_per_worker == 0 or (inventory is not None and inventory.is_logical)
     agreed = _agreed(spec, deepspeed, on_cpu=on_cpu)
     notes = list(agreed.notes)
     faults += agreed.faults
-    product = _tried(lambda: _product(spec, gpus_per_worker, accelerators), faults)
+    product = _tried(lambda: _product(spec, gpus_per_worker, inventory), faults)
     if well_typed:
         recipe = _recipe(spec, agreed, deepspeed, model.config() if model else {}, on_cpu=on_cpu)
         verdict = recipes.judge(recipe, dataset_info or {})
@@ -224,6 +254,7 @@ def plan_train(
         elastic_resize_monitor_interval_s=spec.scaling.elastic_resize_monitor_interval_s,
         checkpoints=spec.checkpoints,
         failure=spec.failure,
+        priority=spec.priority,
         merge=spec.merge,
         notes=[*notes, *([note] if note else [])],
         env_vars=_env_vars(on_cpu=on_cpu),
@@ -231,7 +262,38 @@ def plan_train(
     )
     if go_on_with is not None:
         accumulation_for(plan, go_on_with)
+    plan, faults = _with_memory(plan, spec, store, inventory, gpus_per_worker)
+    if faults and memory_must_fit:
+        raise _refused(origin, faults)
     return _with_sizes(plan, origin)
+
+
+def _with_memory(
+    plan: TrainPlan, spec: TrainSpec, store: Store, inventory: Inventory | None, gpus_per_worker: float
+) -> tuple[TrainPlan, list[str]]:
+    """The plan with what each worker needs and has, and why that cannot be."""
+    device = device_of(
+        inventory=inventory,
+        gpus_per_worker=gpus_per_worker,
+        accelerator_type=plan.accelerator_type,
+        num_workers=plan.num_workers,
+        memory_bytes=spec.scaling.memory_bytes_per_worker,
+    )
+    references = plan.models.get("ref_model", [])
+    is_shared = gpus_per_worker > 0 or spec.scaling.memory_bytes_per_worker is not None
+    if device is not None and is_shared:
+        plan = plan.model_copy(update={"share_bytes": device.available_bytes})
+    found = device and estimate_plan(
+        plan,
+        base=store.model(plan.base),
+        inventory=inventory,
+        device=device,
+        reference=store.model(references[0]) if references else None,
+    )
+    if not found:
+        return plan, []
+    memory = planned_memory(found.estimate, found.device)
+    return plan.model_copy(update={"memory": memory}), memory_faults(found, inventory)
 
 
 def _refused(origin: str, faults: list[str]) -> ConfigError:
@@ -287,13 +349,13 @@ def _recipe(
 
 
 def _product(
-    spec: TrainSpec, gpus_per_worker: float, accelerators: Mapping[str, float] | None
+    spec: TrainSpec, gpus_per_worker: float, inventory: Inventory | None
 ) -> tuple[str | None, str | None]:
     return gpu_products.choose(
         spec.scaling.accelerator_type,
         num_workers=spec.scaling.min_workers,
         gpus_per_worker=gpus_per_worker,
-        accelerators=accelerators,
+        accelerators=inventory.accelerators if inventory else None,
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.inventory import Inventory
 from runtime.core.config import blamed_on, load_spec, parse_spec
 from runtime.core.errors import ConfigError
 from storage.location import locate
@@ -32,10 +32,10 @@ class Source:
         self,
         store: Store,
         *,
-        cluster_resources: Mapping[str, float] | None = None,
-        accelerators: Mapping[str, float] | None = None,
+        inventory: Inventory | None = None,
         run: RunFolder | None = None,
         go_on_with: int | None = None,
+        memory_must_fit: bool = True,
     ) -> TrainPlan:
         """The plan, with the file's notes before its own. Nothing is registered.
 
@@ -45,12 +45,12 @@ class Source:
         plan = plan_train(
             self.spec,
             store=store,
-            cluster_resources=cluster_resources,
-            accelerators=accelerators,
+            inventory=inventory,
             run=run,
             go_on_with=go_on_with,
             new_datasets=self.file.new_entries if self.file else None,
             origin=self.origin,
+            memory_must_fit=memory_must_fit,
         )
         return plan.model_copy(update={"notes": [*self.notes, *plan.notes]})
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ByteSize, Field, field_validator
 
 from runtime.core.config import ConfigModel
 from runtime.core.errors import ConfigError
 from storage.names import check_name
+
+Priority = Literal["interactive", "serving", "training", "batch"]
 
 
 class Scaling(ConfigModel):
@@ -22,10 +24,15 @@ class Scaling(ConfigModel):
 
     gpus_per_worker: float | None = Field(None, ge=0)
     """GPUs each worker reserves. Default: 0 on a cluster without GPUs, 0.5 where there is one GPU (the other
-    half is for serving), else 1. A fraction is co-operation, not isolation: nothing caps the memory."""
+    half is for serving), else 1. A fraction is so much of one card's memory: PyTorch takes no more, and a
+    run that would need more is refused. Co-operation, not isolation: see docs/sharing.md."""
 
     cpus_per_worker: float = Field(0.5, ge=0)
     """CPUs each worker reserves with Ray. Two workers and one replica, 0.5 each, fit on 2 cores."""
+
+    memory_bytes_per_worker: ByteSize | None = Field(None, gt=0)
+    """Memory of its node that each worker reserves with Ray (``4GiB``). Without a GPU the worker also keeps
+    to it: one that would take more ends with an error instead of taking it from its neighbours."""
 
     accelerator_type: str | None = None
     """The GPU product, as Ray names it (``A100``, ``H100``, ``L4``). Default: one product for all workers,
@@ -129,6 +136,10 @@ class TrainSpec(ConfigModel):
 
     failure: Failure = Failure()
     """How often and how long the run tries again."""
+
+    priority: Priority = "training"
+    """The class in which the run waits where there is no room: ``interactive`` before ``serving`` before
+    ``training`` before ``batch``, then by age."""
 
     merge: bool = False
     """Merge the trained LoRA adapter into its base: the result is a full model."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.inventory import Inventory
 from runtime.core.config import ConfigModel, load_spec
 from runtime.core.errors import ConfigError
 from runtime.core.lookup import did_you_mean
@@ -61,14 +62,14 @@ def plan_sweep(
     spec: SweepSpec,
     *,
     store: Store,
-    cluster_resources: Mapping[str, float],
+    inventory: Inventory,
     folder: Path,
     origin: str = "spec",
 ) -> SweepPlan:
     """The trials of ``spec`` on this store and this cluster; random values are drawn here, from its seed.
 
     Args:
-        cluster_resources: All that the cluster has, such as ``{"CPU": 2.0, "GPU": 1.0}``.
+        inventory: The cluster's nodes and cards.
         folder: Where a relative path in ``train`` begins: the folder of the sweep's file.
         origin: What to call the spec in an error: its file, where it came from one.
 
@@ -86,14 +87,14 @@ def plan_sweep(
             resolved = resolve(load_spec(TrainSpec, _with(base | {"name": spec.name}, params)))
         except ConfigError as error:
             raise ConfigError(f"{called}: {str(error).removeprefix('spec: ')}") from None
-        plans.append(plan_train(resolved, store=store, cluster_resources=cluster_resources, origin=called))
+        plans.append(plan_train(resolved, store=store, inventory=inventory, origin=called))
         trials.append(Trial(params=params, spec=resolved))
     return SweepPlan(
         name=spec.name,
         store_uri=store.uri,
         metric=spec.metric or _default_metric(trials),
         mode=spec.mode,
-        max_concurrent_trials=spec.max_concurrent_trials or _that_fit(plans, cluster_resources),
+        max_concurrent_trials=spec.max_concurrent_trials or _that_fit(plans, inventory.resources),
         asha=spec.asha,
         trials=trials,
     )

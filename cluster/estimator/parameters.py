@@ -95,7 +95,7 @@ def count_parameters(tensors: Iterable[Tensor], config: Mapping[str, Any]) -> Pa
     pack = _values_per_number(config.get("quantization_config") or {})
     parts: dict[str, Part] = {}
     for tensor in tensors:
-        name = _part_of(tensor.name)
+        name = part_of(tensor.name)
         if tied and name == "head":
             continue
         part = parts.setdefault(name, Part(name))
@@ -109,7 +109,7 @@ def count_parameters(tensors: Iterable[Tensor], config: Mapping[str, Any]) -> Pa
     return Parameters(found, total, active, sum(part.size_bytes for part in found), tied)
 
 
-def _part_of(name: str) -> str:
+def part_of(name: str) -> str:
     return next((part for part, pattern in _PATTERNS.items() if pattern.search(name)), "other")
 
 

@@ -42,7 +42,16 @@ def load_spec(cls: type[Spec], source: Spec | Mapping[str, Any] | str | Path) ->
     if isinstance(source, Mapping):
         return _validate(cls, source, origin="spec")
     path = Path(source)  # type: ignore[arg-type]
-    return parse_spec(cls, _read(path), origin=str(path))
+    return _validate(cls, read_mapping(path), origin=str(path))
+
+
+def read_mapping(path: Path) -> Mapping[str, Any]:
+    """The fields in a YAML or JSON file, not looked at.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no mapping.
+    """
+    return _parse(_read(path), str(path))
 
 
 def parse_spec(cls: type[Spec], text: str, *, origin: str) -> Spec:

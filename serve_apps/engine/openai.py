@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +68,8 @@ class Engine:
             StorageError: the model could not be brought to this node, or to another of its workers.
         """
         watch_over_children()
+        # Where set on the cluster it would win over the share of memory that the plan says.
+        os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         spec = plan["spec"]
         model = open_store(spec["store"]).model(spec["model"]).fetch()
         keepers = keep_on_other_nodes(plan, model.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from serve_apps.door import Door
 from serve_apps.engine.adapters import AdapterKeeper
 from serve_apps.engine.metrics import EngineMetrics
 from serve_apps.engine.openai import Engine
+from serve_apps.engine.share import alone_while_starting, share
 from serve_apps.keyring import Keyring
 from serve_apps.limits import Limits
 from serve_apps.live_stats import LiveStats
@@ -48,8 +50,10 @@ class Replica:
         limits: Limits,
         usage: Usage,
         replica_id: str,
+        held: ExitStack,
     ) -> None:
         self._engine, self._adapters = engine, adapters
+        self._held = held
         self._model = spec.model
         logs = Path(get_serve_logs_dir()).parent
         live = LiveStats(logs, replica_id, self.stats)
@@ -83,8 +87,11 @@ class Replica:
         log_to_stderr()
         spec = load_spec(ServeSpec, plan["spec"])
         store = open_store(spec.store)
-        engine = await Engine.start(plan)
         replica_id = serve.get_replica_context().replica_id.unique_id
+        held = ExitStack()
+        held.enter_context(share(plan, replica_id=replica_id))
+        with alone_while_starting(plan):
+            engine = await Engine.start(plan)
         adapters = AdapterKeeper(engine.models, plan, replica_id=replica_id)
         if engine.takes_adapters:
             await adapters.start()
@@ -99,6 +106,7 @@ class Replica:
             limits=Limits(),
             usage=usage,
             replica_id=replica_id,
+            held=held,
         )
         for part in replica._parts:
             await part.start()
@@ -125,3 +133,4 @@ class Replica:
             self._adapters.close()
         finally:
             self._engine.stop()
+            self._held.close()

@@ -17,6 +17,7 @@ from serve_apps.plan import plan_serve
 from serve_apps.spec import ServeSpec
 from serve_apps.status import why
 from storage.store import Store
+from tests.inventories import nodes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,7 +99,7 @@ def test_the_deployment_crosses_to_the_serve_environment_by_name(
     monkeypatch.setenv("TANDEM_PYTHON_SERVE", sys.executable)
     monkeypatch.setenv("PYTHONPATH", "/code")
     spec = ServeSpec(name="assistant", model="tiny")
-    plan = plan_serve(spec, store=with_model, cluster_resources={"CPU": 2})
+    plan = plan_serve(spec, store=with_model, inventory=nodes({"CPU": 2}))
     deployment = deploy(plan, free_resources={"CPU": 0.5})._bound_deployment
     options = deployment.ray_actor_options
     assert (options["num_cpus"], options["num_gpus"]) == (0.5, 0)

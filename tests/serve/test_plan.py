@@ -13,6 +13,7 @@ from runtime.core.errors import ConfigError
 from serve_apps.plan import ServePlan, plan_serve
 from serve_apps.spec import ServeSpec
 from storage.store import Store
+from tests.inventories import nodes
 
 LAPTOP = {"CPU": 2.0}
 ONE_GPU = {"CPU": 16.0, "GPU": 1.0}
@@ -21,7 +22,7 @@ EIGHT_GPUS = {"CPU": 96.0, "GPU": 8.0}
 
 def plan(store: Store, cluster: dict[str, float], **fields: Any) -> ServePlan:
     spec = load_spec(ServeSpec, {"name": "assistant", "model": "tiny", **fields})
-    return plan_serve(spec, store=store, cluster_resources=cluster)
+    return plan_serve(spec, store=store, inventory=nodes(cluster))
 
 
 def test_the_application_names_no_path_but_the_store_and_pins_the_version(with_model: Store):
@@ -54,7 +55,8 @@ def test_the_application_names_no_path_but_the_store_and_pins_the_version(with_m
                 "policy": "ongoing_requests",
                 "policy_target": None,
             },
-            "resources": {"cpus": 0.5, "gpus": 0.0},
+            "resources": {"cpus": 0.5, "gpus": 0.0, "memory_bytes": None},
+            "priority": "serving",
             "route_prefix": "/assistant",
             "store": with_model.uri,
         },
@@ -64,7 +66,7 @@ def test_the_application_names_no_path_but_the_store_and_pins_the_version(with_m
 def test_planning_the_resolved_spec_again_changes_nothing(with_model: Store):
     first = plan(with_model, ONE_GPU, engine={"seed": 7})
     sent = json.loads(json.dumps(first.application()["args"]))
-    again = plan_serve(load_spec(ServeSpec, sent), store=with_model, cluster_resources=ONE_GPU)
+    again = plan_serve(load_spec(ServeSpec, sent), store=with_model, inventory=nodes(ONE_GPU))
     assert again == first
 
 
@@ -88,7 +90,7 @@ def test_a_burst_starts_as_many_replicas_as_fit_but_four_at_most(with_model: Sto
 def test_an_open_app_is_refused_where_others_could_reach_it(with_model: Store):
     spec = load_spec(ServeSpec, {"name": "assistant", "model": "tiny", "auth": "none"})
     with pytest.raises(ConfigError, match=r"auth is 'none', but Serve listens at 0\.0\.0\.0"):
-        plan_serve(spec, store=with_model, cluster_resources=LAPTOP, http_host=None)
+        plan_serve(spec, store=with_model, inventory=nodes(LAPTOP), http_host=None)
 
 
 def test_the_fronts_name_and_an_unknown_policy_are_refused_before_anything_is_deployed(with_model: Store):
@@ -96,7 +98,7 @@ def test_the_fronts_name_and_an_unknown_policy_are_refused_before_anything_is_de
         plan_serve(
             load_spec(ServeSpec, {"name": "tandem-front", "model": "tiny"}),
             store=with_model,
-            cluster_resources=LAPTOP,
+            inventory=nodes(LAPTOP),
         )
     with pytest.raises(ConfigError, match=r"autoscaling\.policy.*'waiting_request'.*'waiting_requests'"):
         plan(with_model, LAPTOP, autoscaling={"policy": "waiting_request"})
@@ -145,13 +147,13 @@ def test_a_replica_larger_than_a_node_is_spread_over_nodes_its_own_process_besid
         ServeSpec,
         {"name": "a", "model": "tiny", "engine": {"tensor_parallel_size": 8, "pipeline_parallel_size": 2}},
     )
-    two_nodes = {"CPU": 64.0, "GPU": 32.0}
-    planned = plan_serve(spec, store=with_model, cluster_resources=two_nodes, most_gpus_on_a_node=8)
+    four_nodes = nodes(*[{"CPU": 16.0, "GPU": 8.0}] * 4)
+    planned = plan_serve(spec, store=with_model, inventory=four_nodes)
     assert planned.engine["distributed_executor_backend"] == "ray"
     assert planned.placement_group_bundles == [{"CPU": 0.5, "GPU": 1}, *[{"GPU": 1}] * 15]
     assert planned.ray_actor_options == {"num_cpus": 0.5, "num_gpus": 0}
     assert planned.reserved == {"CPU": 0.5, "GPU": 16} and planned.spec.autoscaling.max_replicas == 2
-    on_one = plan_serve(spec, store=with_model, cluster_resources=two_nodes, most_gpus_on_a_node=16)
+    on_one = plan_serve(spec, store=with_model, inventory=nodes(*[{"CPU": 32.0, "GPU": 16.0}] * 2))
     assert (on_one.engine["distributed_executor_backend"], on_one.placement_group_bundles) == ("mp", [])
     assert on_one.reserved == {"CPU": 0.5, "GPU": 16}
 
@@ -160,7 +162,7 @@ def test_a_replica_over_nodes_takes_no_adapters(with_model: Store):
     engine = {"tensor_parallel_size": 8, "enable_lora": True}
     spec = load_spec(ServeSpec, {"name": "a", "model": "tiny", "engine": engine})
     with pytest.raises(ConfigError, match=r"engine\.enable_lora is set, but .* 8 workers on several nodes"):
-        plan_serve(spec, store=with_model, cluster_resources=EIGHT_GPUS, most_gpus_on_a_node=4)
+        plan_serve(spec, store=with_model, inventory=nodes(*[{"CPU": 48.0, "GPU": 4.0}] * 2))
 
 
 def test_all_workers_on_one_node_is_refused_where_no_node_holds_them(with_model: Store):
@@ -169,7 +171,7 @@ def test_all_workers_on_one_node_is_refused_where_no_node_holds_them(with_model:
     with pytest.raises(
         ConfigError, match=r"'mp', all workers on one node.*has 8 and the largest node 4 GPUs"
     ):
-        plan_serve(spec, store=with_model, cluster_resources=EIGHT_GPUS, most_gpus_on_a_node=4)
+        plan_serve(spec, store=with_model, inventory=nodes(*[{"CPU": 48.0, "GPU": 4.0}] * 2))
 
 
 def test_what_the_user_says_wins_over_the_defaults(with_model: Store):

@@ -27,6 +27,7 @@ from storage.manifest import FileEntry, OutputManifest
 from storage.runs import RunFolder
 from storage.store import Store, open_store
 from tests.conftest import ROOT
+from tests.inventories import nodes
 from tests.train import living
 from train_jobs.plan import TrainPlan, plan_train, resolve
 from train_jobs.spec import TrainSpec
@@ -162,7 +163,7 @@ class Trainings:
 
     def _run(self, run: RunFolder, spec: TrainSpec, go_on_with: int | None) -> Trained:
         plan = plan_train(
-            spec, store=self.store, run=run, cluster_resources={"CPU": 2.0}, go_on_with=go_on_with
+            spec, store=self.store, run=run, inventory=nodes({"CPU": 2.0}), go_on_with=go_on_with
         )
         folder = self.folder / run.run_id
         folder.mkdir()

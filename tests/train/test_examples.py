@@ -13,6 +13,7 @@ from runtime.core.config import load_spec
 from runtime.core.errors import ConfigError
 from storage.store import Store
 from tests.conftest import ROOT
+from tests.inventories import nodes
 from tests.train.forked import EXAMPLES, add_example_data
 from train_jobs.plan import TrainPlan, plan_train, resolve
 from train_jobs.spec import TrainSpec
@@ -37,7 +38,7 @@ def filled(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sto
 
 def planned(name: str, store: Store, resources: dict[str, float]) -> TrainPlan:
     spec = resolve(load_spec(TrainSpec, EXAMPLES / f"{name}.yaml"))
-    return plan_train(spec, store=store, cluster_resources=resources)
+    return plan_train(spec, store=store, inventory=nodes(resources))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "sft_qlora"])

@@ -12,6 +12,7 @@ import yaml
 
 from runtime.core.errors import ConfigError
 from storage.store import Store
+from tests.inventories import nodes
 from train_jobs.llamafactory_data import legal_name
 from train_jobs.llamafactory_file import LlamaFactoryFile, read_llamafactory, spec_from_llamafactory
 from train_jobs.plan import plan_train
@@ -294,7 +295,7 @@ def test_the_example_in_llamafactorys_own_form_plans(
     store.publish_model(base, "docstrings-base")
     monkeypatch.chdir(EXAMPLES)
     source = read_source(None, "qwen3_lora_sft.yaml", store=store, num_workers=2)
-    planned = source.plan(store, cluster_resources={"CPU": 2.0})
+    planned = source.plan(store, inventory=nodes({"CPU": 2.0}))
     assert (planned.num_workers, planned.kind, planned.llamafactory["learning_rate"]) == (2, "adapter", 1e-4)
     source.register(store)
     assert store.dataset("capitals_demo").manifest.rows == 16

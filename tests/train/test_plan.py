@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cluster.gpu_products import gpus_by_product
 from runtime.core.config import load_spec
 from runtime.core.errors import ConfigError
 from storage.store import Store
+from tests.inventories import nodes
 from train_jobs.elastic import accumulation_for, worker_counts
 from train_jobs.plan import TrainPlan, plan_train, resolve
 from train_jobs.spec import TrainSpec
@@ -21,7 +21,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "train"
 
 
 def plan(spec: dict[str, Any], store: Store, cluster: dict[str, float] | None = None) -> TrainPlan:
-    return plan_train(load_spec(TrainSpec, spec), store=store, cluster_resources=cluster or TWO_CPUS)
+    return plan_train(load_spec(TrainSpec, spec), store=store, inventory=nodes(cluster or TWO_CPUS))
 
 
 def refusal(spec: dict[str, Any], store: Store, cluster: dict[str, float] | None = None) -> str:
@@ -78,7 +78,7 @@ def test_all_faults_are_told_at_once_under_the_name_of_the_file(spec: dict[str, 
     spec |= {"model": "tiny-bas", "dataset": "docstring", "deepspeed": "zero9"}
     spec["llamafactory"]["learning_rte"] = 0.005
     with pytest.raises(ConfigError) as refused:
-        plan_train(load_spec(TrainSpec, spec), store=store, cluster_resources=TWO_CPUS, origin="my.yaml")
+        plan_train(load_spec(TrainSpec, spec), store=store, inventory=nodes(TWO_CPUS), origin="my.yaml")
     first, *faults = str(refused.value).splitlines()
     assert first == "my.yaml: cannot be run."
     assert len(faults) == 4
@@ -246,7 +246,7 @@ def test_the_seeds_own_deepspeed_config_plans_and_says_what_it_changes(
     config = json.loads((EXAMPLES / "seed_ds_config.json").read_text())
     assert (config["train_batch_size"], config["gradient_accumulation_steps"]) == (16, 4)
     spec = resolve(load_spec(TrainSpec, EXAMPLES / "sft_seed_ds_config.yaml"))
-    planned = plan_train(spec, store=store, cluster_resources=TWO_CPUS)
+    planned = plan_train(spec, store=store, inventory=nodes(TWO_CPUS))
     recipe = planned.llamafactory
     assert (recipe["per_device_train_batch_size"], recipe["gradient_accumulation_steps"]) == (2, 4)
     assert (recipe["bf16"], "fp16" in recipe) == (True, False)
@@ -257,7 +257,7 @@ def test_the_seeds_own_deepspeed_config_plans_and_says_what_it_changes(
     for said in ("becomes 2, from deepspeed.train_batch_size 16", "fp16 becomes bf16", "moves nothing"):
         assert said in told
     on_gpus = spec.model_copy(update={"scaling": load_spec(type(spec.scaling), {"num_workers": 2})})
-    planned = plan_train(on_gpus, store=store, cluster_resources={"CPU": 4, "GPU": 2})
+    planned = plan_train(on_gpus, store=store, inventory=nodes({"CPU": 4, "GPU": 2}))
     assert (planned.llamafactory["fp16"], "bf16" in planned.llamafactory) == (True, False)
 
 
@@ -323,10 +323,10 @@ def test_an_elastic_run_takes_its_batch_from_deepspeed_for_the_largest_size(
 
 def on_gpus(spec: dict[str, Any], store: Store, products: dict[str, float], **scaling: Any) -> TrainPlan:
     scaled = spec | {"scaling": {"num_workers": 4, "gpus_per_worker": 1} | scaling}
-    cluster = {"CPU": 64.0, "GPU": sum(products.values())}
-    return plan_train(
-        load_spec(TrainSpec, scaled), store=store, cluster_resources=cluster, accelerators=products
+    cluster = nodes(
+        *({"CPU": 32.0, "GPU": count, f"accelerator_type:{name}": 1.0} for name, count in products.items())
     )
+    return plan_train(load_spec(TrainSpec, scaled), store=store, inventory=cluster)
 
 
 def test_the_workers_of_one_job_are_on_one_product_of_gpu(spec: dict[str, Any], store: Store):
@@ -359,10 +359,10 @@ def test_a_product_that_the_cluster_does_not_have_is_refused(spec: dict[str, Any
 
 
 def test_gpus_are_counted_by_product_over_all_nodes():
-    nodes = [
+    cluster = nodes(
         {"CPU": 8.0, "GPU": 4.0, "accelerator_type:A100": 1.0},
         {"CPU": 8.0, "GPU": 4.0, "accelerator_type:A100": 1.0},
         {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0},
         {"CPU": 8.0},
-    ]
-    assert gpus_by_product(nodes) == {"A100": 8.0, "L4": 1.0}
+    )
+    assert cluster.accelerators == {"A100": 8.0, "L4": 1.0}

@@ -16,6 +16,7 @@ from runtime.sweep import plan_of
 from runtime.sweep_folder import TrialRow, ranked
 from storage.store import Store
 from tests.conftest import ROOT
+from tests.inventories import nodes
 from train_jobs.sweep import SweepPlan, in_words
 from train_jobs.sweep_spec import SweepSpec
 
@@ -30,7 +31,7 @@ def sweep(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan(sweep: Any, store: Store, cpus: float = 2.0) -> SweepPlan:
-    return plan_of(sweep, store=store, cluster_resources={"CPU": cpus, "GPU": 0.0})
+    return plan_of(sweep, store=store, inventory=nodes({"CPU": cpus}))
 
 
 def refusal(sweep: Any, store: Store) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from cluster.ledger.client import NeverFits, Place, Room, Stopped
+from runtime.core.errors import WaitTimeout
 from storage.runs import RunFolder
 from train_jobs.elastic import worker_counts
-from train_jobs.engine import room
+from train_jobs.engine import admission, room
 from train_jobs.engine.failure import Failure, failure
 from train_jobs.engine.watch import Watch
 from train_jobs.plan import TrainPlan
@@ -89,8 +92,39 @@ class Attempts:
         if asked and asked.ended == "stopped":
             return {"ended": "stopped", "reason": asked.reason, "step": self._step()}
         self._folder.withdraw_leave()
-        workers = self._workers()
         self._waiting_since_s = self._waiting_since_s or time.monotonic()
+        possible = worker_counts(self._plan)
+        asked_for = admission.sizes(self._plan, self._workers(), possible)
+        with closing(Place(asked_for, priority=self._plan.priority)) as place:
+            room_ = self._wait_for(place)
+            if isinstance(room_, Failure):
+                return room_
+            return self._attempt(asked_for[room_.choice].workers_per_group, room_)
+
+    def _wait_for(self, place: Place) -> Room | Failure:
+        """The room that the ledger gives, or why there is none."""
+        waited_s = time.monotonic() - (self._waiting_since_s or 0.0)
+        try:
+            return place.wait(
+                timeout_s=self._plan.failure.start_timeout_s - waited_s,
+                tell=self._tell_waiting,
+                should_stop=lambda: self._folder.stop_request() is not None,
+                may_wait=self._plan.may_wait,
+            )
+        except NeverFits as error:
+            return Failure(str(error))
+        except WaitTimeout as error:
+            return Failure(f"{error} (failure.start_timeout_s).")
+        except Stopped:
+            return Failure("asked to stop while it waited for room", no_room=True)
+        finally:
+            self._folder.set_waiting(None)
+
+    def _tell_waiting(self, why: str) -> None:
+        self._folder.set_waiting(why)
+        self._tell(f"waits for room: {why}")
+
+    def _attempt(self, workers: int, room_: Room) -> Failure | dict[str, Any]:
         self._number += 1
         self._folder.write_attempt(
             self._number,
@@ -101,7 +135,7 @@ class Attempts:
             num_workers=workers,
             from_step=self._step(),
         )
-        ended = self._fit(workers)
+        ended = self._fit(workers, room_)
         said = {"ended": "failed", "reason": ended.reason} if isinstance(ended, Failure) else ended
         if not (isinstance(ended, Failure) and ended.superseded):
             self._folder.write_attempt(
@@ -109,11 +143,11 @@ class Attempts:
             )
         return ended
 
-    def _fit(self, workers: int) -> Failure | dict[str, Any]:
+    def _fit(self, workers: int, room_: Room) -> Failure | dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="tandem-train-") as scratch:
             watch = Watch(self._folder, self._plan, workers)
             try:
-                result = self._trainer(workers, Path(scratch)).fit()
+                result = self._trainer(workers, room_, Path(scratch)).fit()
             except Exception as error:  # of any kind: sorted by `failure`
                 found = failure(error)
                 return replace(found, reason=self._no_room(workers)) if found.no_room else found
@@ -121,10 +155,11 @@ class Attempts:
                 watch.close()
         return dict(result.return_value)
 
-    def _trainer(self, workers: int, scratch: Path) -> TorchTrainer:
+    def _trainer(self, workers: int, room_: Room, scratch: Path) -> TorchTrainer:
         """Ray Train's trainer.
 
         Args:
+            room_: Where the workers are to be.
             scratch: For Ray Train's own notes. Checkpoints go to the store by our own commit.
         """
         plan = self._plan
@@ -138,7 +173,9 @@ class Attempts:
             ),
             scaling_config=ScalingConfig(
                 num_workers=workers,
-                use_gpu=plan.use_gpu,
+                # With logical cards, too, which Ray hands out only so.
+                use_gpu=plan.resources_per_worker.get("GPU", 0) > 0,
+                label_selector=admission.node_labels(plan, room_),
                 resources_per_worker=plan.resources_per_worker,
                 placement_strategy=plan.placement_strategy,
                 accelerator_type=plan.accelerator_type,

@@ -101,7 +101,8 @@ def _classified(error: BaseException) -> Fault:
         return OutOfMemory(
             f"out of memory: {_first_line(told).rstrip('.')}. Lower per_device_train_batch_size (and "
             "raise gradient_accumulation_steps), cutoff_len or lora_rank, or shard more: deepspeed "
-            "zero2, zero3 or their -offload."
+            "zero2, zero3 or their -offload. Or give it a larger share (scaling.gpus_per_worker, "
+            "scaling.memory_bytes_per_worker); what fits is told by: tandem plan."
         )
     if any(_no_room(one) for one in chain) or _NO_ROOM.search(whole):
         return DiskFull(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cluster.gpu_flops import peak_flops
+from cluster import gpus
 
 
 class Meter:
@@ -25,8 +25,8 @@ class Meter:
         self._tokens = self._samples = self._steps = 0
         self._since_s = time.monotonic()
         self._flops_per_token = 0.0
-        on_gpu = torch.cuda.is_available()
-        self._peak_flops = peak_flops(torch.cuda.get_device_name()) if on_gpu else None
+        gpu = gpus.find(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        self._peak_flops = (gpu.bf16_flops or gpu.fp16_flops) if gpu else None
 
     def watch(self, model: Any) -> None:
         """Count what ``model`` is trained on from now on."""

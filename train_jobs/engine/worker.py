@@ -36,6 +36,7 @@ from train_jobs.engine.ops import ensure_ops
 from train_jobs.engine.orders import Left, Orders, listen_for_sigterm
 from train_jobs.engine.resuming import Resuming
 from train_jobs.engine.saving import mend_saving
+from train_jobs.engine.share import share
 from train_jobs.engine.tensorboard import tensorboard_files
 from train_jobs.engine.universal import mend_engines
 from train_jobs.plan import TrainPlan
@@ -76,7 +77,9 @@ def train_loop(config: dict[str, Any]) -> dict[str, Any]:
         _give_way()
         listen_for_sigterm()
         plan = load_spec(TrainPlan, json.loads(config["plan"]))
-        return train(plan, Attempt(**config["attempt"]), node=ray.get_runtime_context().get_node_id())
+        node = ray.get_runtime_context().get_node_id()
+        with share(plan, rank=dist.get_rank()):
+            return train(plan, Attempt(**config["attempt"]), node=node)
     except Left as left:
         return {"ended": left.stop.ended, "reason": left.stop.reason, "step": left.step}
     except Exception as error:
@@ -101,6 +104,9 @@ def train(plan: TrainPlan, attempt: Attempt, *, node: str) -> dict[str, Any]:
     store = open_store(plan.store_uri)
     # LLaMA-Factory's launcher and its reading of USE_RAY would start a Ray job inside this one.
     os.environ.pop("USE_RAY", None)
+    if not plan.use_gpu:
+        # Ray Train names a GPU here to a worker that holds a logical one.
+        os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     mend_engines()
     mend_saving()
     if plan.deepspeed is not None:

@@ -1,0 +1,104 @@
+"""What to change so that it fits: the cheapest changes first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+S = TypeVar("S")
+_MOST_WAYS = 4
+
+
+@dataclass(frozen=True)
+class Change(Generic[S]):
+    """One thing that a user may write otherwise."""
+
+    words: str
+    """In the spec's own fields: ``deepspeed: zero3``."""
+
+    apply: Callable[[S], S | None]
+    """The spec with it; None where it changes nothing, or cannot be."""
+
+    words_of: Callable[[S], str] | None = None
+    """The words, where they depend on what came out."""
+
+    def described(self, changed: S) -> str:
+        """The words for what came out."""
+        return self.words_of(changed) if self.words_of else self.words
+
+
+@dataclass(frozen=True)
+class Way:
+    """Changes that together make it fit."""
+
+    changes: tuple[str, ...]
+    needed_bytes: int
+
+    def __str__(self) -> str:
+        return " and ".join(self.changes)
+
+
+def ways_to_fit(
+    start: S, changes: Sequence[Change[S]], needed_bytes: Callable[[S], int], available_bytes: int
+) -> list[Way]:
+    """Ways in which ``start`` would fit, the cheapest first; none where even all changes together do not do.
+
+    Each change that is enough by itself is a way. Where none is, they are taken together in their order until
+    they are enough, and those that were not needed are left out again.
+
+    Args:
+        changes: The cheapest first.
+        needed_bytes: Of a spec.
+        available_bytes: What it must not exceed.
+    """
+    single = []
+    for change in changes:
+        changed = change.apply(start)
+        if changed is not None and (needed := needed_bytes(changed)) <= available_bytes:
+            single.append(Way((change.described(changed),), needed))
+    return single[:_MOST_WAYS] or _together(start, changes, needed_bytes, available_bytes)
+
+
+def _together(
+    start: S, changes: Sequence[Change[S]], needed_bytes: Callable[[S], int], available_bytes: int
+) -> list[Way]:
+    taken = _until_enough(start, list(changes), needed_bytes, available_bytes)
+    if taken is None:
+        return []
+    # The most expensive ones are kept last: one that the later ones make needless goes again.
+    for change in list(taken):
+        fewer = [one for one in taken if one is not change]
+        if (made := _applied(start, fewer)) and needed_bytes(made[0]) <= available_bytes:
+            taken = fewer
+    made = _applied(start, taken)
+    if made is None:
+        return []
+    result, words = made
+    return [Way(tuple(words), needed_bytes(result))]
+
+
+def _until_enough(
+    start: S, changes: list[Change[S]], needed_bytes: Callable[[S], int], available_bytes: int
+) -> list[Change[S]] | None:
+    taken, now = [], start
+    for change in changes:
+        changed = change.apply(now)
+        if changed is None or needed_bytes(changed) >= needed_bytes(now):
+            continue
+        taken.append(change)
+        now = changed
+        if needed_bytes(now) <= available_bytes:
+            return taken
+    return None
+
+
+def _applied(start: S, changes: Sequence[Change[S]]) -> tuple[S, list[str]] | None:
+    now, words = start, []
+    for change in changes:
+        changed = change.apply(now)
+        if changed is None:
+            return None
+        now = changed
+        words.append(change.described(now))
+    return now, words

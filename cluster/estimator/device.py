@@ -1,0 +1,58 @@
+"""The memory that one worker has: a share of a GPU, or of a machine's own memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.estimator.calibration import Calibration, calibration
+from cluster.estimator.hardware import usable_bytes
+from cluster.estimator.words import gib
+from cluster.gpus import Gpu
+
+
+@dataclass(frozen=True)
+class Device:
+    """What one worker computes on."""
+
+    gpu: Gpu | None
+    """None: no GPU."""
+
+    share: float
+    """Of the GPU; 1 without one."""
+
+    available_bytes: int | None
+    """What the worker may take; None where the machine is not known."""
+
+    @property
+    def name(self) -> str:
+        """For people: ``0.5 of NVIDIA L4``, ``CPU``."""
+        if self.gpu is None:
+            return "CPU"
+        return self.gpu.nvml if self.share == 1 else f"{self.share:g} of {self.gpu.nvml}"
+
+    @property
+    def calibration(self) -> Calibration:
+        """What was measured on it."""
+        return calibration(self.gpu.nvml if self.gpu else None)
+
+    def short_bytes(self, needed_bytes: int) -> int:
+        """How much is missing; 0 where it fits or the machine is not known."""
+        return 0 if self.available_bytes is None else max(0, needed_bytes - self.available_bytes)
+
+    def verdict(self, needed_bytes: int) -> str:
+        """In words: whether so many bytes fit."""
+        if self.available_bytes is None:
+            return f"needs {gib(needed_bytes)}"
+        short = self.short_bytes(needed_bytes)
+        of = f"{gib(needed_bytes)} of {gib(self.available_bytes)} ({self.name})"
+        return f"does not fit by {gib(short)}: {of}" if short else f"fits: {of}"
+
+
+def share_of(gpu: Gpu, share: float = 1.0) -> Device:
+    """A share of one GPU."""
+    return Device(gpu, share, int(share * usable_bytes(gpu)))
+
+
+def host_memory(available_bytes: int | None) -> Device:
+    """A machine's own memory, as much as one worker may take of it; None where that is not known."""
+    return Device(None, 1.0, available_bytes)

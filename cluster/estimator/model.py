@@ -1,0 +1,187 @@
+"""A model as the estimates look at it: sizes from its config.json, parameters from its files' headers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from cluster.estimator.kv_cache import KvCache, kv_cache
+from cluster.estimator.parameters import Parameters, count_parameters, part_of
+from runtime.core.errors import ConfigError
+from storage.tensors import Tensor
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+_NOT_TEXT = ("vision", "audio")
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Everything about a model that decides how much memory it needs."""
+
+    name: str
+    tensors: tuple[Tensor, ...]
+    config: Mapping[str, Any]
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """By part."""
+        return count_parameters(self.tensors, self.config)
+
+    @cached_property
+    def text(self) -> Mapping[str, Any]:
+        """The part of the config about the language model."""
+        return self.config.get("text_config") or self.config
+
+    @property
+    def layers(self) -> int:
+        """Transformer blocks of the language model."""
+        return self._size("num_hidden_layers")
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers per token between the layers."""
+        return self._size("hidden_size")
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+        return self._size("vocab_size")
+
+    @property
+    def attention_heads(self) -> int:
+        """Heads of the queries."""
+        return self._size("num_attention_heads")
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return int(self.text.get("num_key_value_heads") or self.attention_heads)
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers per head."""
+        return int(self.text.get("head_dim") or self.hidden_size // self.attention_heads)
+
+    @property
+    def has_qk_norm(self) -> bool:
+        """Whether queries and keys are normed before attention."""
+        return any(".q_norm." in tensor.name for tensor in self.tensors)
+
+    @property
+    def intermediate_size(self) -> int:
+        """Numbers per token inside the MLPs that one token passes: of experts, those that are picked."""
+        text = self.text
+        picked = text.get("num_experts_per_tok") or text.get("num_experts_per_token")
+        dense = int(text.get("intermediate_size") or 4 * self.hidden_size)
+        if not picked or "experts" not in {part.name for part in self.parameters.parts}:
+            return dense
+        each = int(text.get("moe_intermediate_size") or dense)
+        shared = int(text.get("shared_expert_intermediate_size") or 0) or each * int(
+            text.get("n_shared_experts") or 0
+        )
+        return each * int(picked) + shared
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return self.parameters.total
+
+    @property
+    def tied(self) -> bool:
+        """Whether the embedding is the head, too."""
+        return self.parameters.tied
+
+    @cached_property
+    def quantized(self) -> bool:
+        """Whether its files hold fewer than 16 bits a parameter, more or less."""
+        return bool(self.config.get("quantization_config"))
+
+    @property
+    def bytes_16bit(self) -> int:
+        """Of all weights as the engines load them: in 16 bits, unless the files are quantized."""
+        return self.parameters.size_bytes if self.quantized else 2 * self.total
+
+    @cached_property
+    def embedding(self) -> int:
+        """Parameters of the embedding."""
+        return self._in_part("embedding")
+
+    @cached_property
+    def head(self) -> int:
+        """Parameters of the head; 0 where it is the embedding."""
+        return self._in_part("head")
+
+    @cached_property
+    def experts(self) -> int:
+        """Parameters of the experts that a router picks from."""
+        return self._in_part("experts")
+
+    @cached_property
+    def of_text(self) -> int:
+        """Parameters but for those of vision and audio."""
+        return self.total - sum(self._in_part(name) for name in _NOT_TEXT)
+
+    @cached_property
+    def largest_layer(self) -> int:
+        """Parameters of the largest piece that ZeRO-3 gathers at once: a block, the embedding or the head."""
+        per_layer: dict[str, int] = {}
+        for tensor in self.tensors:
+            found = _LAYER.search(tensor.name)
+            if found:
+                per_layer[found.group(1)] = per_layer.get(found.group(1), 0) + tensor.elements
+        return max([self.embedding, self.head, *per_layer.values()], default=0)
+
+    @cached_property
+    def per_layer(self) -> int:
+        """Parameters of one block, on average."""
+        outside = self.embedding + self.head
+        return max(0, self.of_text - outside) // max(1, self.layers)
+
+    def kv_cache(self, element_bytes: float) -> KvCache | None:
+        """What it keeps per token; None where the config does not tell."""
+        return kv_cache(self.config, element_bytes=element_bytes)
+
+    def linear_layers(self, targets: Iterable[str]) -> list[Tensor]:
+        """The matrices of linear layers, by the last word of their names; ``all``: of every block's.
+
+        As LLaMA-Factory's ``lora_target``: neither head nor vision nor audio, nor experts, which transformers
+        keeps as one parameter that is no linear layer.
+        """
+        wanted = set(targets)
+        return [
+            tensor
+            for tensor in self.tensors
+            if len(tensor.shape) == 2
+            and part_of(tensor.name) not in (*_NOT_TEXT, "embedding", "head", "experts", "norm")
+            and ("all" in wanted or tensor.name.removesuffix(".weight").rsplit(".", 1)[-1] in wanted)
+        ]
+
+    def _in_part(self, name: str) -> int:
+        return next((part.parameters for part in self.parameters.parts if part.name == name), 0)
+
+    def _size(self, field: str) -> int:
+        if not self.text.get(field):
+            raise ConfigError(
+                f"model {self.name}: its config.json has no {field}, so its memory cannot be estimated."
+            )
+        return int(self.text[field])
+
+
+def model_shape(name: str, tensors: Iterable[Tensor], config: Mapping[str, Any]) -> ModelShape:
+    """The shape of a model.
+
+    Args:
+        name: What errors call it.
+        tensors: All of its tensors, from the headers.
+        config: Its ``config.json``.
+
+    Raises:
+        ConfigError: the config lacks a size that every estimate needs.
+    """
+    shape = ModelShape(name, tuple(tensors), config)
+    for needed in ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads"):
+        shape._size(needed)
+    return shape

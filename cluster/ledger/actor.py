@@ -1,0 +1,222 @@
+"""The ledger as one actor of the cluster, on the head, which looks at everything once a second.
+
+It holds nothing that cannot be had again: shares are told by the processes that hold them, a request is asked
+for again until it is granted. So it may be killed at any time, and the head with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private.state import available_resources_per_node, state
+from ray.util.metrics import Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cluster.environments import interpreter, process_env
+from cluster.inventory import Inventory
+from cluster.ledger.core import Core
+from cluster.ledger.picture import FILE
+from cluster.nodes import node_of
+from cluster.placement import Request
+from cluster.shares.holding import folder_of
+from cluster.shares.reading import NodeReading, read_node
+from runtime.core.log import get_logger
+
+_log = get_logger(__name__)
+_PERIOD_S = 1.0
+_READ_TIMEOUT_S = 5.0
+_NAME, _NAMESPACE = "ledger", "tandem"
+_HEAD = "node:__internal_head__"
+
+
+def ledger() -> Any:
+    """The cluster's ledger, started when there is none. Call it in a process that is connected to Ray."""
+    # A runtime_env replaces PYTHONPATH; the cluster's own, where this code lies, must stay on it.
+    env_vars = process_env("core") | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    actor: Any = ray.remote(Ledger)
+    return actor.options(
+        name=_NAME,
+        namespace=_NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=-1,
+        num_cpus=0,
+        max_concurrency=64,
+        resources={_HEAD: 0.001},
+        runtime_env={"py_executable": str(interpreter("core")), "env_vars": env_vars},
+    ).remote()
+
+
+class Ledger:
+    """Looks, and answers."""
+
+    def __init__(self) -> None:
+        node = ray._private.worker._global_node
+        self._session = Path(node.get_session_dir_path())
+        self._file = Path(node.get_logs_dir_path()) / FILE
+        self._node_id = ray.get_runtime_context().get_node_id()
+        self._readers: dict[str, Any] = {}
+        self._core = Core()
+        self._lock = threading.Lock()
+        self._metrics = _Metrics()
+        self._look()
+        threading.Thread(target=self._look_for_ever, name="look", daemon=True).start()
+
+    def ask(
+        self, sizes: list[Request], *, priority: str, since_s: float, wait: bool = True
+    ) -> dict[str, Any]:
+        """See :meth:`Core.ask`."""
+        with self._lock:
+            return self._core.ask(sizes, priority=priority, since_s=since_s, now_s=time.time(), wait=wait)
+
+    def renew(self, name: str) -> bool:
+        """See :meth:`Core.renew`."""
+        with self._lock:
+            return self._core.renew(name, time.time())
+
+    def leave(self, name: str) -> None:
+        """See :meth:`Core.leave`."""
+        with self._lock:
+            self._core.leave(name)
+
+    def starts(self, name: str) -> None:
+        """See :meth:`Core.starts`."""
+        with self._lock:
+            self._core.starts(name, time.time())
+
+    def holds_already(self, holder: str) -> bool:
+        """See :meth:`Core.holds_already`."""
+        with self._lock:
+            return self._core.holds_already(holder)
+
+    def picture(self) -> dict[str, Any]:
+        """See :meth:`Core.picture`."""
+        with self._lock:
+            return self._core.picture(time.time())
+
+    def pid(self) -> int:
+        """Of its process."""
+        return os.getpid()
+
+    def _look_for_ever(self) -> None:
+        was_told = False
+        while True:
+            time.sleep(_PERIOD_S)
+            try:
+                self._look()
+                was_told = False
+            except Exception as error:  # of any kind: the next look may go better
+                if not was_told:
+                    _log.warning("the ledger could not look: %r", error)
+                was_told = True
+
+    def _look(self) -> None:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        draining = set(state.get_draining_nodes())
+        inventory = Inventory.of(
+            node_of(node["NodeID"], node["Resources"], address=node["NodeManagerAddress"])
+            for node in nodes
+            # One that is taken back takes nobody new.
+            if node["NodeID"] not in draining
+        )
+        free = {node: dict(amounts) for node, amounts in available_resources_per_node().items()}
+        readings = self._read([node.node_id for node in inventory.nodes])
+        with self._lock:
+            self._core.look(inventory, free, readings, time.time())
+            picture = self._core.picture(time.time())
+        new = self._file.with_suffix(".new")
+        new.write_text(json.dumps(picture))
+        new.replace(self._file)
+        self._metrics.tell(picture)
+
+    def _read(self, node_ids: list[str]) -> list[NodeReading]:
+        """Every node's reading, side by side: this one's here, the others' by an actor on each."""
+        asked = {
+            node_id: self._reader(node_id).read.remote() for node_id in node_ids if node_id != self._node_id
+        }
+        found = []
+        if self._node_id in node_ids:
+            found.append(read_node(folder_of(self._session, self._node_id), self._node_id))
+        for node_id, reply in asked.items():
+            try:
+                found.append(ray.get(reply, timeout=_READ_TIMEOUT_S))
+            except Exception as error:  # its node or process is gone, or does not answer
+                _log.info("node %s was not read: %r", node_id, error)
+                self._readers.pop(node_id, None)
+        for node_id in self._readers.keys() - set(node_ids):
+            del self._readers[node_id]
+        return found
+
+    def _reader(self, node_id: str) -> Any:
+        if node_id not in self._readers:
+            actor: Any = ray.remote(Reader)
+            self._readers[node_id] = actor.options(
+                num_cpus=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
+            ).remote()
+        return self._readers[node_id]
+
+
+class Reader:
+    """Reads the node that it is on."""
+
+    def __init__(self) -> None:
+        self._node_id = ray.get_runtime_context().get_node_id()
+        session = ray._private.worker._global_node.get_session_dir_path()
+        self._folder = folder_of(session, self._node_id)
+
+    def read(self) -> NodeReading:
+        """One look."""
+        return read_node(self._folder, self._node_id)
+
+
+class _Metrics:
+    """The ledger's figures among Ray's own."""
+
+    def __init__(self) -> None:
+        card, share = ("node_id", "card"), ("node_id", "card", "holder")
+        self._free = Gauge("tandem_card_free", "Fraction of a card that nobody holds.", card)
+        self._used = Gauge("tandem_card_used_bytes", "Memory in use on a card, as NVML says.", card)
+        self._promised = Gauge("tandem_share_promised_bytes", "What a holder has promised to keep to.", share)
+        self._share_used = Gauge("tandem_share_used_bytes", "What a holder uses of its share.", share)
+        self._over = Gauge("tandem_share_over_bytes", "What a holder uses beyond its promise.", share)
+        self._waiting = Gauge("tandem_waiting_requests", "Requests that wait for room.", ("priority",))
+        self._told: set[tuple[str, ...]] = set()
+        self._priorities: set[str] = set()
+
+    def tell(self, picture: Mapping[str, Any]) -> None:
+        """Set all, and what is gone to 0."""
+        told: set[tuple[str, ...]] = set()
+        for node in picture["nodes"]:
+            for card in node["cards"]:
+                tags = {"node_id": node["node_id"], "card": str(card["index"])}
+                self._free.set(card["free"], tags)
+                self._used.set(card["used_bytes"] or 0, tags)
+            for card in (*node["cards"], {"index": "", "shares": node["shares"]}):
+                for share in card["shares"]:
+                    key: tuple[str, ...] = (node["node_id"], str(card["index"]), share["holder"])
+                    told.add(key)
+                    self._tell_share(key, share)
+        for key in self._told - told:
+            self._tell_share(key, {})
+        self._told = told
+        counts = dict.fromkeys(self._priorities, 0)
+        for one in picture["waiting"]:
+            counts[one["priority"]] = counts.get(one["priority"], 0) + 1
+        self._priorities = set(counts)
+        for priority, count in counts.items():
+            self._waiting.set(count, {"priority": priority})
+
+    def _tell_share(self, key: tuple[str, ...], share: Mapping[str, Any]) -> None:
+        tags = dict(zip(("node_id", "card", "holder"), key, strict=True))
+        self._promised.set(share.get("promised_bytes") or 0, tags)
+        self._share_used.set(share.get("used_bytes") or 0, tags)
+        self._over.set(share.get("over_bytes") or 0, tags)

@@ -1,0 +1,226 @@
+"""The ledger's memory and rules, without Ray: who waits, who was granted a place, and what is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from cluster.inventory import Card, Inventory, Node
+from cluster.ledger.books import Grant, shares_now
+from cluster.ledger.picture import draw
+from cluster.placement import Free, Placement, Request, place
+from cluster.shares.holding import Holding
+from cluster.shares.reading import NodeReading
+from cluster.waiting import Admitted, Held, Refused, Waiting, admit
+
+LEASE_S = 30.0
+"""Who neither asks nor renews for so long is gone."""
+STARTING_S = 600.0
+"""So long a granted app may take until its replicas tell their shares."""
+
+
+@dataclass
+class _Entry:
+    """One who asks."""
+
+    sizes: list[Request]
+    """What would do, the most wanted first; it waits for the last."""
+
+    priority: str
+    since_s: float
+    seen_s: float
+
+
+@dataclass
+class _Granted:
+    grant: Grant
+    choice: int
+    until_s: float
+    """When it is forgotten, unless renewed."""
+
+    is_starting: bool = False
+    """Whether nobody renews it: it ends when its processes have told their shares."""
+
+
+class Core:
+    """Give it what was seen (:meth:`look`), then ask."""
+
+    def __init__(self) -> None:
+        self._inventory = Inventory()
+        self._free_by_node: Mapping[str, Mapping[str, float]] = {}
+        self._readings: list[NodeReading] = []
+        self._waiting: dict[str, _Entry] = {}
+        self._granted: dict[str, _Granted] = {}
+        self._held: dict[str, Held] = {}
+
+    def look(
+        self,
+        inventory: Inventory,
+        free_by_node: Mapping[str, Mapping[str, float]],
+        readings: Sequence[NodeReading],
+        now_s: float,
+    ) -> None:
+        """Take over what the cluster is now, and let start who may."""
+        self._inventory = _with_readings(inventory, readings)
+        self._free_by_node, self._readings = free_by_node, list(readings)
+        self._forget(now_s)
+        self._admit(now_s)
+
+    def ask(
+        self, sizes: Sequence[Request], *, priority: str, since_s: float, now_s: float, wait: bool
+    ) -> dict[str, Any]:
+        """Ask for a place, again and again until it is there: an entry that is not asked for is forgotten.
+
+        Args:
+            sizes: What would do, the most wanted first; it waits for the last.
+            since_s: When it asked first, in seconds since 1970: it keeps its age when the ledger is lost.
+            wait: Whether it has a place in the queue; otherwise only now counts.
+
+        Returns:
+            ``{"state": "granted", "choice": 0, "nodes": [...], "accelerator_type": ...}`` with the node of
+            each worker; or ``{"state": "held", "position": 1, "reason": ...}``; or ``{"state": "refused",
+            "reason": ...}``.
+        """
+        name = sizes[-1].name
+        if name in self._granted:
+            self._granted[name].until_s = now_s + LEASE_S
+            return self._answer(self._granted[name])
+        self._waiting[name] = _Entry(list(sizes), priority, since_s, now_s)
+        refused = self._admit(now_s)
+        if name in self._granted:
+            return self._answer(self._granted[name])
+        if name in refused:
+            return {"state": "refused", "reason": refused[name]}
+        held = self._held[name]
+        if not wait:
+            del self._waiting[name], self._held[name]
+            return {"state": "refused", "reason": held.reason}
+        return {"state": "held", "position": held.position, "reason": held.reason}
+
+    def renew(self, name: str, now_s: float) -> bool:
+        """Say that the place is still wanted; whether the ledger knows of it."""
+        granted = self._granted.get(name)
+        if granted:
+            granted.until_s = now_s + LEASE_S
+        return granted is not None
+
+    def leave(self, name: str) -> None:
+        """Wait no more, or give the place back."""
+        self._waiting.pop(name, None)
+        self._held.pop(name, None)
+        self._granted.pop(name, None)
+
+    def starts(self, name: str, now_s: float) -> None:
+        """Nobody renews the place from now on: it stands until its processes have told their shares."""
+        granted = self._granted.get(name)
+        if granted:
+            granted.is_starting, granted.until_s = True, now_s + STARTING_S
+
+    def holds_already(self, holder: str) -> bool:
+        """Whether a process of this holder has told a share."""
+        return any(one.holder == holder for one in self._holdings())
+
+    def picture(self, now_s: float) -> dict[str, Any]:
+        """Cards, shares and queue as plain data."""
+        waiting = [
+            asdict(self._held[name].waiting.request)
+            | {
+                "position": self._held[name].position,
+                "reason": self._held[name].reason,
+                "priority": entry.priority,
+                "waiting_s": round(now_s - entry.since_s, 1),
+            }
+            for name, entry in self._waiting.items()
+            if name in self._held
+        ]
+        return draw(
+            self._inventory,
+            self._shares(),
+            self._readings,
+            sorted(waiting, key=lambda one: int(one["position"])),
+            now_s,
+        )
+
+    def _answer(self, granted: _Granted) -> dict[str, Any]:
+        placement = granted.grant.placement
+        return {
+            "state": "granted",
+            "choice": granted.choice,
+            "nodes": [slot.node_id for slot in placement.slots],
+            "accelerator_type": placement.accelerator_type,
+        }
+
+    def _holdings(self) -> list[Holding]:
+        return [held.holding for reading in self._readings for held in reading.held]
+
+    def _shares(self) -> list[Any]:
+        grants = [granted.grant for granted in self._granted.values()]
+        return shares_now(self._inventory, self._free_by_node, self._holdings(), grants)
+
+    def _forget(self, now_s: float) -> None:
+        for name in [name for name, entry in self._waiting.items() if entry.seen_s < now_s - LEASE_S]:
+            self.leave(name)
+        told = {one.holder for one in self._holdings()}
+        for name, granted in list(self._granted.items()):
+            has_begun = granted.is_starting and granted.grant.holder in told
+            if has_begun or granted.until_s < now_s:
+                del self._granted[name]
+
+    def _admit(self, now_s: float) -> dict[str, str]:
+        """Grant what may start, in the queue's order; those who can never start, with the reason."""
+        refused: dict[str, str] = {}
+        # One that gets more than it would have waited for takes what others were reckoned with: look again.
+        while self._admit_once(now_s, refused):
+            pass
+        return refused
+
+    def _admit_once(self, now_s: float, refused: dict[str, str]) -> bool:
+        """Whether one was granted more than the least that would do for it."""
+        shares = self._shares()
+        free = Free.of(self._inventory, shares)
+        serving = {one.holder for one in self._holdings() if one.kind == "serve"}
+        lasting = Free.of(self._inventory, [share for share in shares if share.holder in serving])
+        queue = [Waiting(entry.sizes[-1], entry.priority, entry.since_s) for entry in self._waiting.values()]
+        self._held = {}
+        for decision in admit(free, queue, now_s, lasting=lasting):
+            name = decision.waiting.request.name
+            if isinstance(decision, Held):
+                self._held[name] = decision
+            elif isinstance(decision, Refused):
+                refused[name] = decision.reason
+                del self._waiting[name]
+            elif self._grant(name, decision, free, now_s):
+                return True
+            else:
+                free = free.taken(decision.placement)
+        return False
+
+    def _grant(self, name: str, decision: Admitted, free: Free, now_s: float) -> bool:
+        """Give it its place, of the most wanted size that there is room for; whether that is a larger one."""
+        entry = self._waiting.pop(name)
+        choice, placement = len(entry.sizes) - 1, decision.placement
+        for number, size in enumerate(entry.sizes[:-1]):
+            found = place(free, size)
+            if isinstance(found, Placement):
+                choice, placement = number, found
+                break
+        grant = Grant(name, entry.sizes[-1].kind, placement)
+        self._granted[name] = _Granted(grant, choice, now_s + LEASE_S)
+        return choice < len(entry.sizes) - 1
+
+
+def _with_readings(inventory: Inventory, readings: Sequence[NodeReading]) -> Inventory:
+    """The inventory with what NVML says of its cards."""
+    by_node = {reading.node_id: reading for reading in readings}
+    return Inventory(tuple(_read(node, by_node.get(node.node_id)) for node in inventory.nodes))
+
+
+def _read(node: Node, reading: NodeReading | None) -> Node:
+    if reading is None or len(reading.cards) < len(node.cards) or not node.accelerator_type:
+        return node
+    cards = tuple(
+        Card(card.index, seen.memory_bytes, seen.product, seen.uuid)
+        for card, seen in zip(node.cards, reading.cards, strict=False)
+    )
+    return replace(node, cards=cards)

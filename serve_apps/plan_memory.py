@@ -1,0 +1,111 @@
+"""The memory part of a serve plan: what each of an engine's workers needs, against what it will have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cluster.estimator.device import Device, host_memory, share_of
+from cluster.estimator.model import ModelShape, model_shape
+from cluster.estimator.planned import PlannedMemory, fault, planned_memory
+from cluster.estimator.words import gib
+from cluster.gpus import find
+from cluster.inventory import Inventory
+from runtime.core.errors import ConfigError, StorageError
+from serve_apps.estimate import ServeEstimate, estimate_serve
+from storage.models import ModelVersion
+from storage.tensors import tensors_in
+
+CPU_KV_CACHE_BYTES = 1 << 30
+"""Of an engine without a GPU whose share of memory nobody said; vLLM would take 90% of the machine's."""
+
+
+def shape_or_none(model: ModelVersion) -> ModelShape | None:
+    """The model as the estimator looks at it; None where its files do not tell (no safetensors headers)."""
+    try:
+        return model_shape(model.ref, tensors_in(model.files), model.config())
+    except (ConfigError, StorageError):
+        return None
+
+
+def device_of(*, inventory: Inventory, gpus: float, memory_bytes: int | None, workers: int) -> Device | None:
+    """What each worker of an engine will have.
+
+    Args:
+        gpus: What each reserves; 0 on CPUs.
+        memory_bytes: What the spec gives the replica of its node's memory.
+        workers: Of one replica.
+
+    Returns:
+        None where the GPU is not in the catalogue: nothing can be said then.
+    """
+    if gpus and not inventory.is_logical:
+        counted = inventory.accelerators
+        # Any product may be the one: what is promised must hold on the smallest.
+        known = [find(name) for name in counted]
+        if not known or None in known:
+            return None
+        return share_of(min((gpu for gpu in known if gpu), key=lambda gpu: gpu.memory_bytes), gpus)
+    if memory_bytes is not None:
+        return host_memory(memory_bytes // workers)
+    if gpus:
+        cards = [card.memory_bytes or 0 for node in inventory.nodes for card in node.cards]
+        return host_memory(int(gpus * min(cards)))
+    return host_memory(None)
+
+
+def cpu_cache_bytes(engine: Mapping[str, Any], *, model: ModelShape | None, device: Device) -> int:
+    """The KV cache of an engine without a GPU: what its share leaves beside all else.
+
+    Raises:
+        ConfigError: nothing is left of the share.
+    """
+    if device.available_bytes is None or model is None:
+        return CPU_KV_CACHE_BYTES
+    found = estimate_serve(engine, model=model, device=device, most_gpus=0)
+    left = found.estimate.cache_bytes(device.available_bytes)
+    if left < found.estimate.bytes_per_sequence or left == 0:
+        raise ConfigError(fault("the engine", found.estimate.least_bytes, device, found.ways))
+    return left
+
+
+def check_memory(
+    engine: Mapping[str, Any], *, model: ModelShape, device: Device, most_gpus: int
+) -> tuple[PlannedMemory, list[str]]:
+    """What each worker needs and has, and why that cannot be.
+
+    Args:
+        engine: vLLM's arguments, as it will be started with.
+        most_gpus: GPUs that one replica could have, for advice.
+    """
+    found = estimate_serve(engine, model=model, device=device, most_gpus=most_gpus)
+    cache = _cache_bytes(found)
+    planned = planned_memory(found.estimate.fixed, device, more={"KV cache": cache})
+    return planned, _faults(found, planned)
+
+
+def _cache_bytes(found: ServeEstimate) -> int:
+    """What vLLM will take for it; at least one sequence of the longest."""
+    asked = found.engine.get("kv_cache_memory_bytes")
+    if isinstance(asked, int):
+        return asked
+    if found.budget_bytes is None:
+        return found.estimate.bytes_per_sequence
+    return max(found.estimate.bytes_per_sequence, found.estimate.cache_bytes(found.budget_bytes))
+
+
+def _faults(found: ServeEstimate, planned: PlannedMemory) -> list[str]:
+    available = found.device.available_bytes
+    if available is None:
+        return []
+    asked = found.engine.get("kv_cache_memory_bytes")
+    if isinstance(asked, int) and planned.needed_bytes > available:
+        left = found.estimate.cache_bytes(available)
+        return [
+            f"engine.kv_cache_memory_bytes is {asked} ({gib(asked)}), but of its share of {gib(available)} "
+            f"({found.device.name}) weights and engine leave {gib(left)}. Lower it to {left}, leave it out, "
+            "or give the replica a larger share."
+        ]
+    if found.fits is False:
+        return [fault("each worker of the engine", found.estimate.least_bytes, found.device, found.ways)]
+    return []

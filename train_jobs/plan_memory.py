@@ -1,0 +1,131 @@
+"""The memory part of a train plan: what each worker needs, against what it will have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from cluster.estimator.device import Device, host_memory, share_of
+from cluster.estimator.model import ModelShape, model_shape
+from cluster.estimator.planned import fault
+from cluster.estimator.words import gib
+from cluster.gpus import find
+from cluster.inventory import Inventory
+from runtime.core.errors import ConfigError, StorageError
+from storage.models import ModelVersion
+from storage.tensors import tensors_in
+from train_jobs.advice import Draft
+from train_jobs.estimate import TrainEstimate, estimate_train
+
+
+class MemoryOf(Protocol):
+    """What of a plan decides how much memory its workers need."""
+
+    @property
+    def llamafactory(self) -> Mapping[str, Any]:
+        """LLaMA-Factory's arguments."""
+
+    @property
+    def deepspeed(self) -> Mapping[str, Any] | None:
+        """DeepSpeed's config."""
+
+    @property
+    def num_workers(self) -> int:
+        """Data-parallel workers."""
+
+
+def shape_or_none(model: ModelVersion) -> ModelShape | None:
+    """The model as the estimator looks at it; None where its files do not tell (no safetensors headers)."""
+    try:
+        return model_shape(model.ref, tensors_in(model.files), model.config())
+    except (ConfigError, StorageError):
+        return None
+
+
+def workers_per_node(num_workers: int, inventory: Inventory | None, *, on_gpu: bool) -> int:
+    """The most workers that share a node, when they are packed."""
+    if inventory is None or not inventory.nodes:
+        return num_workers
+    if on_gpu:
+        return min(num_workers, max(1, inventory.most_cards_on_a_node))
+    return -(-num_workers // len(inventory.nodes))
+
+
+def device_of(
+    *,
+    inventory: Inventory | None,
+    gpus_per_worker: float,
+    accelerator_type: str | None,
+    num_workers: int,
+    memory_bytes: int | None,
+) -> Device | None:
+    """What one worker will have.
+
+    Args:
+        gpus_per_worker: What it reserves; 0 on CPUs.
+        accelerator_type: Ray's word for the product of its GPU; None: that of which the cluster has most.
+        memory_bytes: What the spec gives it of its node's memory; None: its part of a node.
+
+    Returns:
+        None where the GPU is not in the catalogue: nothing can be said then.
+    """
+    if gpus_per_worker and inventory is not None and not inventory.is_logical:
+        counted = inventory.accelerators
+        product = accelerator_type or max(sorted(counted), key=counted.__getitem__)
+        gpu = find(product)
+        return share_of(gpu, gpus_per_worker) if gpu else None
+    if memory_bytes is not None:
+        return host_memory(memory_bytes)
+    if inventory is None or not inventory.nodes:
+        return host_memory(None)
+    if gpus_per_worker:
+        cards = [card.memory_bytes or 0 for node in inventory.nodes for card in node.cards]
+        return host_memory(int(gpus_per_worker * max(cards)))
+    each = max(node.memory_bytes for node in inventory.nodes)
+    return host_memory(each // workers_per_node(num_workers, inventory, on_gpu=False) or None)
+
+
+def estimate_plan(
+    plan: MemoryOf,
+    *,
+    base: ModelVersion,
+    inventory: Inventory | None,
+    device: Device,
+    reference: ModelVersion | None = None,
+) -> TrainEstimate | None:
+    """The estimate of a plan's workers; None where the model's files do not tell.
+
+    Args:
+        plan: What of the plan decides it.
+        base: The model that it starts from.
+        device: What each worker will have.
+        reference: The model that ``ref_model`` names.
+    """
+    model = shape_or_none(base)
+    if model is None:
+        return None
+    return estimate_train(
+        Draft(plan.llamafactory, plan.deepspeed, plan.num_workers),
+        model=model,
+        device=device,
+        workers_per_node=workers_per_node(plan.num_workers, inventory, on_gpu=device.gpu is not None),
+        most_gpus=inventory.cards if inventory else 0,
+        reference=shape_or_none(reference) if reference else None,
+    )
+
+
+def memory_faults(found: TrainEstimate, inventory: Inventory | None) -> list[str]:
+    """One line for a card, and one for a host, that holds too little."""
+    faults = []
+    needed = found.estimate.device_bytes
+    if found.fits is False:
+        faults.append(fault("each worker", needed, found.device, found.ways))
+    nodes = inventory.nodes if inventory else ()
+    most = max((node.memory_bytes for node in nodes), default=0)
+    if found.device.gpu and most and found.host_bytes_per_node > most:
+        faults.append(
+            f"memory: {found.workers_per_node} workers need {gib(found.host_bytes_per_node)} of their node's "
+            f"memory for what is offloaded, and the largest node hands out {gib(most)}. Offload less "
+            "(deepspeed), or spread the workers (scaling.placement_strategy: SPREAD)."
+        )
+    return faults
