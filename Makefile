@@ -3,7 +3,7 @@ PYTHON ?= python3
 TANDEM := .venv/bin/tandem
 DEV = "$$($(PYTHON) -m cluster.setup --print dev)"
 
-.PHONY: help setup setup-dev demo test test-fast test-all lint pre-commit bench-storage bench-train bench-serve bench-placement pins check-pins clean
+.PHONY: help setup setup-dev demo test test-fast test-all lint pre-commit bench-storage bench-train bench-memory bench-serve bench-placement pins check-pins clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -41,6 +41,9 @@ bench-storage: setup-dev ## Transfers and the node cache against cp and raw clie
 
 bench-train: setup-dev ## Training under Tandem against torchrun, as ratios
 	@$(DEV) benchmarks/train.py
+
+bench-memory: setup-dev ## Estimated against measured memory, of trainings and an engine
+	@$(DEV) benchmarks/memory.py
 
 bench-serve: setup-dev ## Serving under Tandem against vLLM's own server, as ratios
 	@$(DEV) benchmarks/serve.py

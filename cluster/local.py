@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -20,7 +21,7 @@ from cluster.code import code_snapshot
 from cluster.environments import interpreter
 from cluster.gpus import find
 from cluster.haproxy import FOLDER_BYTES, haproxy_env
-from cluster.inventory import Inventory
+from cluster.inventory import Card, Inventory
 from cluster.lock import locked
 from cluster.nodes import node_of
 from cluster.nvml import read_cards
@@ -105,7 +106,15 @@ def expected(spec: LocalClusterSpec) -> Inventory:
     if cards and count:
         gpu = find(cards[0].product)
         resources[f"accelerator_type:{gpu.ray if gpu else cards[0].product}"] = 1
-    return Inventory.of([node_of("local", resources)])
+    node = node_of("local", resources)
+    if cards and len(node.cards) <= len(cards):
+        # A MIG device has less than the product that Ray names.
+        seen = zip(node.cards, cards, strict=False)
+        node = replace(
+            node,
+            cards=tuple(Card(one.index, card.memory_bytes, card.product, card.uuid) for one, card in seen),
+        )
+    return Inventory.of([node])
 
 
 def dashboard_of(address: str | None) -> str | None:

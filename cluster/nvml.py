@@ -22,18 +22,18 @@ class CardReading:
     memory_bytes: int
     used_bytes: int
     used_by: dict[int, int]
-    """Bytes by process id, as this machine numbers processes."""
+    """Bytes by process id, as this machine numbers processes; only of those whose bytes NVML tells."""
 
 
 def read_cards() -> list[CardReading]:
     """The GPUs that this process may see, in the order in which CUDA numbers them; none without a driver.
 
-    A GPU in MIG mode is not a card, its devices are. With ``$TANDEM_NVML_READING`` the answer comes from that
-    file, a reading recorded on another machine: how what follows from it is tested where there is no GPU.
+    A GPU in MIG mode is not a card, its devices are. With ``$TANDEM_NVML_READING`` that file, a reading
+    recorded on another machine, stands in for NVML: how what follows from it is tested where there is no GPU.
     """
     recorded = os.environ.get(_RECORDED)
     if recorded:
-        return [_recorded(entry) for entry in json.loads(Path(recorded).read_text())]
+        return _visible([_recorded(entry) for entry in json.loads(Path(recorded).read_text())])
     with _nvml() as nvml:
         if nvml is None:
             return []
@@ -89,11 +89,16 @@ def _reading(nvml: Any, handle: Any) -> CardReading:
         product=nvml.nvmlDeviceGetName(handle),
         memory_bytes=int(memory.total),
         used_bytes=int(memory.used),
-        used_by={
-            process.pid: int(process.usedGpuMemory or 0)
-            for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)
-        },
+        used_by=_used_by(nvml, handle),
     )
+
+
+def _used_by(nvml: Any, handle: Any) -> dict[int, int]:
+    try:
+        processes = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    except nvml.NVMLError:
+        return {}  # not permitted, or not on this product
+    return {one.pid: int(one.usedGpuMemory) for one in processes if one.usedGpuMemory is not None}
 
 
 def _visible(cards: list[CardReading]) -> list[CardReading]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cluster import applications
+from cluster.ledger.shown import picture
 from cluster.rest import is_remote
 from runtime.core.errors import ClusterError, ServeError, TandemError, WaitTimeout
 from runtime.show import table_html
@@ -72,7 +73,8 @@ class App:
             if status in ("DEPLOY_FAILED", "NOT_STARTED", "DELETING"):
                 raise ServeError(f"app {self.name} is {status}: {self.message or 'it is not deployed'}")
             if time.monotonic() > deadline:
-                raise WaitTimeout(f"app {self.name} is still {status} after {timeout_s:.0f} s")
+                why_still = f": {self.message}" if self.message else ""
+                raise WaitTimeout(f"app {self.name} is still {status} after {timeout_s:.0f} s{why_still}")
             time.sleep(_POLL_S)
         return self
 
@@ -134,8 +136,16 @@ class App:
             "url": f"http://{host}:{port}{prefix}/v1",
             # Somebody's own Serve app may be at the root instead of the front.
             "endpoint": f"http://{host}:{port}{'' if _has_front(serve) else prefix}/v1",
-            "message": why(details) or None,
+            "message": why(details) or self._queued(details) or None,
         }
+
+    def _queued(self, details: Mapping[str, Any]) -> str:
+        """Its place among those that wait for room; empty where it does not."""
+        if details.get("status") != "DEPLOYING":
+            return ""
+        waiting = (one for one in picture(self.dashboard_url)["waiting"] if one["name"] == self.name)
+        one = next(waiting, None)
+        return f"number {one['position']} in the queue: {one['reason']}" if one else ""
 
     def replicas(self) -> list[dict[str, Any]]:
         """One row a replica as it is now: ``state`` (Serve's word), node, process, what its engine does.

@@ -17,7 +17,7 @@ from runtime.cli_datasets import datasets
 from runtime.cli_gpus import gpus
 from runtime.cli_keys import keys
 from runtime.cli_models import models
-from runtime.cli_options import address_option, dry_run_option, json_option, store_option
+from runtime.cli_options import address_option, dry_run_option, json_option, no_wait_option, store_option
 from runtime.cli_plan import plan as plan_command
 from runtime.cli_runs import runs
 from runtime.cli_simulate import simulate
@@ -174,7 +174,8 @@ def doctor(as_json: bool) -> None:
 @address_option
 @store_option
 @dry_run_option
-@click.option("--no-wait", is_flag=True, help="Return once the job is submitted.")
+@click.option("-d", "--detach", is_flag=True, help="Return once the job is submitted.")
+@no_wait_option
 def train(
     spec: str | None,
     llamafactory: str | None,
@@ -183,6 +184,7 @@ def train(
     address: str | None,
     store: str | None,
     dry_run: bool,
+    detach: bool,
     no_wait: bool,
 ) -> None:
     """Submit the training job in SPEC and watch it."""
@@ -192,7 +194,7 @@ def train(
 
     if resume is not None:
         _refuse_a_spec_beside_resume(spec, llamafactory, dry_run)
-        _follow(_tandem(address, store).resume(resume, num_workers=num_workers), no_wait)
+        _follow(_tandem(address, store).resume(resume, num_workers=num_workers, no_wait=no_wait), detach)
         return
     opened = open_store(store)
     source = read_source(spec, llamafactory, store=opened, num_workers=num_workers)
@@ -204,7 +206,7 @@ def train(
     for note in plan.notes:
         click.echo(f"Note: {note}", err=True)
     source.register(opened)
-    _follow(_tandem(address, store).train(source.spec), no_wait)
+    _follow(_tandem(address, store).train(source.spec, no_wait=no_wait), detach)
 
 
 def _refuse_a_spec_beside_resume(spec: str | None, llamafactory: str | None, dry_run: bool) -> None:
@@ -219,13 +221,13 @@ def _refuse_a_spec_beside_resume(spec: str | None, llamafactory: str | None, dry
         raise ConfigError(f"--resume goes on with the run's own spec. Leave out: {', '.join(given)}.")
 
 
-def _follow(run: Any, no_wait: bool) -> None:
+def _follow(run: Any, detach: bool) -> None:
     from rich.console import Console
 
     from runtime.progress import follow
 
     click.echo(f"Run {run.run_id}\n    {run.uri}")
-    if not no_wait:
+    if not detach:
         follow(run, Console())
         click.echo(f"Model {run.model}" if run.model else f"Done: {run.uri}")
 
@@ -235,8 +237,11 @@ def _follow(run: Any, no_wait: bool) -> None:
 @address_option
 @store_option
 @dry_run_option
-@click.option("--no-wait", is_flag=True, help="Return once the app is deployed, before it answers.")
-def serve(spec: Path, address: str | None, store: str | None, dry_run: bool, no_wait: bool) -> None:
+@click.option("-d", "--detach", is_flag=True, help="Return once the app is deployed, before it answers.")
+@no_wait_option
+def serve(
+    spec: Path, address: str | None, store: str | None, dry_run: bool, detach: bool, no_wait: bool
+) -> None:
     """Deploy the serve app in SPEC and wait until it answers."""
     from runtime.plans import serve_plan
 
@@ -244,8 +249,8 @@ def serve(spec: Path, address: str | None, store: str | None, dry_run: bool, no_
     if dry_run:
         click.echo(plan.to_json())
         return
-    app = _tandem(address, store).serve(spec)
-    if not no_wait:
+    app = _tandem(address, store).serve(spec, no_wait=no_wait)
+    if not detach:
         app.wait()
     click.echo(
         f"App {app.name}: {app.status}\n    {app.endpoint}  (model {app.name!r}; alone at {app.url}/v1)"

@@ -50,7 +50,7 @@ _LINE_S = 10.0
     "--api-key-file", metavar="FILE", help="Holds the API key. Default: the variable TANDEM_API_KEY."
 )
 @click.option("--job", is_flag=True, help="As a job on the cluster, which outlives this command.")
-@click.option("--no-wait", is_flag=True, help="With --job: return once it is submitted.")
+@click.option("-d", "--detach", is_flag=True, help="With --job: return once it is submitted.")
 @address_option
 @store_option
 @json_option
@@ -60,7 +60,7 @@ def batch(
     url: str | None,
     api_key_file: str | None,
     job: bool,
-    no_wait: bool,
+    detach: bool,
     address: str | None,
     store: str | None,
     as_json: bool,
@@ -73,7 +73,7 @@ def batch(
     from runtime.batch import run_batch
 
     if job:
-        _as_job(source, output, url, api_key_file, address, store, no_wait=no_wait, options=options)
+        _as_job(source, output, url, api_key_file, address, store, detach=detach, options=options)
         return
     endpoint = url or _endpoint(address)
     with _Shown() as shown:
@@ -115,7 +115,7 @@ def _as_job(
     address: str | None,
     store: str | None,
     *,
-    no_wait: bool,
+    detach: bool,
     options: dict[str, Any],
 ) -> None:
     from cluster.rest import is_remote
@@ -141,7 +141,7 @@ def _as_job(
         env_vars=tandem._code(),
     )
     click.echo(f"Job {job_id}")
-    if not no_wait:
+    if not detach:
         sys.exit(_follow(tandem.dashboard_url, job_id))
 
 

@@ -21,6 +21,10 @@ dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Print the resolved plan as JSON and do nothing."
 )
 
+no_wait_option = click.option(
+    "--no-wait", is_flag=True, help="Refuse where the cluster has no room now, instead of waiting for it."
+)
+
 _UNITS = {
     "": 1,
     "k": 10**3,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @address_option
 @store_option
 @dry_run_option
-@click.option("--no-wait", is_flag=True, help="Return once the sweep is submitted.")
+@click.option("-d", "--detach", is_flag=True, help="Return once the sweep is submitted.")
 @click.option("--stop", is_flag=True, help="With an ID: end the sweep and its runs.")
 @json_option
 def sweep(
@@ -28,7 +28,7 @@ def sweep(
     address: str | None,
     store: str | None,
     dry_run: bool,
-    no_wait: bool,
+    detach: bool,
     stop: bool,
     as_json: bool,
 ) -> None:
@@ -66,7 +66,7 @@ def sweep(
             f"    {found.uri}",
             err=as_json,
         )
-        if no_wait:
+        if detach:
             return
     _watch(found, as_json)
 

@@ -21,7 +21,7 @@ from serve_apps.plan import ServePlan, plan_serve
 from serve_apps.plan_memory import device_of as device_of_serving
 from serve_apps.plan_memory import shape_or_none
 from serve_apps.spec import ServeSpec
-from storage.store import Store
+from storage.store import Store, open_store
 from train_jobs import estimate as training
 from train_jobs.advice import Draft
 from train_jobs.plan import TrainPlan, resolve
@@ -176,6 +176,7 @@ def estimate_app(spec: ServeSpec, store: Store, *, inventory: Inventory, gpu: Gp
     Raises:
         ConfigError: the spec cannot work.
     """
+    store = open_store(spec.store) if spec.store else store
     plan = plan_serve(spec, store=store, inventory=inventory, memory_must_fit=False)
     model = shape_or_none(store.model(plan.spec.model))
     workers = _workers(plan)
@@ -198,7 +199,7 @@ def estimate_app(spec: ServeSpec, store: Store, *, inventory: Inventory, gpu: Gp
         f"{found.estimate.bytes_per_token:,} B a token",
         "vLLM, kv_cache_interface",
     )
-    common = _common(found.estimate.fixed, device, found.estimate.least_bytes, found.ways)
+    common = _common(found.estimate.fixed, found.allowed, found.estimate.least_bytes, found.ways)
     return Report(
         kind="serve",
         name=spec.name,
@@ -242,6 +243,10 @@ def estimate(
     if Path(target).suffix not in (".yaml", ".yml", ".json"):
         return overview(str(target), store, gpus=[chosen] if chosen else None)
     with blamed_on(target):
+        if "://" in str(target):  # as tandem train takes it
+            return estimate_source(
+                read_source(str(target), None, store=store), store, inventory=nodes, gpu=chosen
+            )
         return estimate_file(
             Path(target), store, inventory=nodes, gpu=chosen, is_llamafactory=is_llamafactory
         )

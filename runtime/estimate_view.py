@@ -173,7 +173,7 @@ def _figure(report: Report) -> str:
     # Not pyplot: that keeps every figure of a process.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 1.3), layout="constrained")
+    figure = Figure(figsize=(8, 1.3))
     axes = figure.subplots()
     left = 0.0
     for term in (term for term in report.terms if term.on == "device"):

@@ -22,7 +22,7 @@ from cluster import applications, jobs, local
 from cluster.code import code_snapshot
 from cluster.environments import check_pair
 from cluster.inventory import Inventory
-from cluster.ledger.shown import picture
+from cluster.ledger.shown import picture, refuse_without_room
 from cluster.rest import checked_url, cluster_resources, inventory, ray_version
 from runtime.adapters import AppAdapters
 from runtime.app import App
@@ -33,6 +33,7 @@ from runtime.run import Run
 from runtime.served import remove_model
 from runtime.show import table_html
 from serve_apps.plan import FRONT_APPLICATION, ServePlan, plan_serve
+from serve_apps.request import request as serve_request
 from serve_apps.spec import ServeSpec
 from storage.address import is_address
 from storage.datasets import Dataset
@@ -41,6 +42,7 @@ from storage.runs import RunFolder
 from storage.store import Store, open_store
 from storage.workspace import storage_env
 from train_jobs.plan import TrainPlan, plan_train, resolve
+from train_jobs.request import request as train_request
 from train_jobs.source import source_of
 from train_jobs.spec import TrainSpec
 
@@ -88,25 +90,33 @@ class Tandem:
         """What ``train`` would do, checked against store and cluster; nothing is submitted."""
         return self._plan_train(spec)[1]
 
-    def train(self, spec: TrainSource) -> Run:
-        """Submit a training job and return at once.
+    def train(self, spec: TrainSource, *, no_wait: bool = False) -> Run:
+        """Submit a training job and return at once. Where there is no room now it waits in the queue.
+
+        Args:
+            no_wait: Refuse instead.
 
         Raises:
             ConfigError: the spec cannot work; names file, field, value and remedy. Nothing was submitted.
+            ClusterError: there is no room now, and ``no_wait``.
         """
         self._check_environments()
-        resolved, _ = self._plan_train(spec)
+        resolved, plan = self._plan_train(spec)
+        if no_wait:
+            refuse_without_room(self.dashboard_url, train_request(plan, plan.min_workers))
         folder = self.store.new_run(resolved.name, resolved.to_json())
-        self._submit(folder, submission_id=folder.run_id)
+        self._submit(folder, submission_id=folder.run_id, no_wait=no_wait)
         return Run(folder)
 
-    def resume(self, run_id: str, *, num_workers: int | None = None) -> Run:
+    def resume(self, run_id: str, *, num_workers: int | None = None, no_wait: bool = False) -> Run:
         """Take up a run that failed, was stopped or lost its cluster, from its last committed checkpoint.
 
         Args:
             num_workers: Another number of workers; the global batch stays, so that it must divide.
+            no_wait: Refuse where there is no room now.
 
         Raises:
+            ClusterError: there is no room now, and ``no_wait``.
             ConfigError: it still goes on, has succeeded, or cannot be divided so.
         """
         self._check_environments()
@@ -122,18 +132,29 @@ class Tandem:
                 "further, name it as `model:` in a new spec."
             )
         folder = run.folder
-        source_of(folder).plan(
+        plan = source_of(folder).plan(
             self.store,
             inventory=self.inventory(),
             run=folder,
             go_on_with=num_workers,
         )
+        if no_wait:
+            refuse_without_room(self.dashboard_url, train_request(plan, plan.min_workers))
         folder.begin_again()
-        self._submit(folder, submission_id=f"{folder.run_id}-{secrets.token_hex(2)}", num_workers=num_workers)
+        self._submit(
+            folder,
+            submission_id=f"{folder.run_id}-{secrets.token_hex(2)}",
+            num_workers=num_workers,
+            no_wait=no_wait,
+        )
         return Run(folder)
 
-    def _submit(self, folder: RunFolder, *, submission_id: str, num_workers: int | None = None) -> None:
+    def _submit(
+        self, folder: RunFolder, *, submission_id: str, num_workers: int | None = None, no_wait: bool = False
+    ) -> None:
         arguments = ["run", "--store", self.store.uri, "--run", folder.run_id]
+        if no_wait:
+            arguments.append("--no-wait")
         if num_workers is not None:
             arguments += ["--num-workers", str(num_workers)]
         folder.update_record(dashboard_url=self.dashboard_url, submission_id=submission_id)
@@ -184,16 +205,24 @@ class Tandem:
                 http_host="127.0.0.1" if self._local else applications.http_host(self.dashboard_url),
             )
 
-    def serve(self, spec: ServeSource) -> App:
+    def serve(self, spec: ServeSource, *, no_wait: bool = False) -> App:
         """Deploy a serve app, or replace the one of the same name, and return at once.
 
-        ``app.chat`` and ``app.openai`` wait until it answers.
+        ``app.chat`` and ``app.openai`` wait until it answers. Where there is no room for its least number of
+        replicas it waits in the queue.
+
+        Args:
+            no_wait: Refuse instead.
 
         Raises:
             ConfigError: the spec cannot work; names file, field, value and remedy. Nothing was deployed.
+            ClusterError: there is no room now, and ``no_wait``.
         """
         self._check_environments()
         plan = self.plan_serve(spec)
+        wanted = serve_request(plan)
+        if no_wait and wanted is not None:
+            refuse_without_room(self.dashboard_url, wanted)
         http_port = int(self._local.http_url.rpartition(":")[2]) if self._local else None
         application = plan.application() | {"runtime_env": {"env_vars": self._code()}}
         front = FRONT_APPLICATION | {"runtime_env": application["runtime_env"]}

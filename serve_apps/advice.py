@@ -58,15 +58,19 @@ def _parallel(model: ModelShape, most_gpus: int) -> list[Change[Engine]]:
         return lambda engine: engine.get("tensor_parallel_size", 1) < ways
 
     return [
-        _set("tensor_parallel_size", ways, when=more(ways))
+        _set("tensor_parallel_size", ways, when=more(ways), kind="tensor_parallel_size")
         for ways in (2, 4, _MOST_WORKERS)
         if ways <= most_gpus and model.attention_heads % ways == 0
     ]
 
 
-def _set(name: str, value: Any, *, when: Callable[[Engine], bool]) -> Change[Engine]:
+def _set(name: str, value: Any, *, when: Callable[[Engine], bool], kind: str = "") -> Change[Engine]:
     said = str(value).lower() if isinstance(value, bool) else value
-    return Change(f"engine.{name}: {said}", lambda engine: {**engine, name: value} if when(engine) else None)
+    return Change(
+        f"engine.{name}: {said}",
+        lambda engine: {**engine, name: value} if when(engine) else None,
+        kind=kind,
+    )
 
 
 def _above(engine: Engine, name: str, limit: int) -> bool:

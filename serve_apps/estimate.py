@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.estimator.advice import Way, ways_to_fit
-from cluster.estimator.device import Device, share_of
+from cluster.estimator.device import Device, larger_share, share_of
 from cluster.estimator.hardware import Hardware, least_of_each
 from cluster.estimator.model import ModelShape
 from cluster.estimator.serving import ServingEstimate, ServingShape, estimate_serving
@@ -29,6 +29,16 @@ class ServeEstimate:
 
     ways: list[Way]
     """To make it fit; empty where it does, or nothing helps."""
+
+    @property
+    def allowed(self) -> Device:
+        """What vLLM takes of the device."""
+        if self.budget_bytes is None:
+            return self.device
+        share = self.device.share
+        if self.device.gpu is not None and "kv_cache_memory_bytes" not in self.engine:
+            share = _utilization(self.engine, self.device)
+        return replace(self.device, share=share, available_bytes=self.budget_bytes)
 
     @property
     def fits(self) -> bool | None:
@@ -76,7 +86,8 @@ def estimate_serve(
     budget = _budget(engine, estimate, device)
     ways = []
     if budget is not None and estimate.least_bytes > budget:
-        ways = ways_to_fit(
+        ways = larger_share(device, estimate.least_bytes, "resources.gpus: 1", DEFAULT_UTILIZATION)
+        ways += ways_to_fit(
             engine,
             changes(
                 model,
@@ -108,8 +119,12 @@ def _budget(engine: Mapping[str, Any], estimate: ServingEstimate, device: Device
         return wanted if device.available_bytes is None else min(wanted, device.available_bytes)
     if device.gpu is None or device.available_bytes is None:
         return device.available_bytes
-    whole = device.available_bytes / device.share
-    return int(float(engine.get("gpu_memory_utilization", DEFAULT_UTILIZATION * device.share)) * whole)
+    return int(_utilization(engine, device) * device.available_bytes / device.share)
+
+
+def _utilization(engine: Mapping[str, Any], device: Device) -> float:
+    """Of the whole GPU."""
+    return float(engine.get("gpu_memory_utilization", round(DEFAULT_UTILIZATION * device.share, 4)))
 
 
 def hardware_for(engine: Mapping[str, Any], *, model: ModelShape, gpus: Iterable[Gpu]) -> list[Hardware]:
@@ -118,7 +133,7 @@ def hardware_for(engine: Mapping[str, Any], *, model: ModelShape, gpus: Iterable
     def needed(gpu: Gpu, count: int) -> int | None:
         if model.attention_heads % count:
             return None
-        other = {**engine, "tensor_parallel_size": count}
+        other = {**engine, "tensor_parallel_size": count, "pipeline_parallel_size": 1}
         return estimate_serve(other, model=model, device=share_of(gpu), most_gpus=count).estimate.least_bytes
 
     return least_of_each(gpus, needed, share=DEFAULT_UTILIZATION)

@@ -13,6 +13,7 @@ from cluster.estimator.device import Device, host_memory
 from cluster.estimator.model import ModelShape
 from cluster.estimator.planned import PlannedMemory
 from cluster.inventory import Inventory
+from cluster.placement import Free, NoRoom, place
 from runtime.core.config import ConfigModel
 from runtime.core.errors import ConfigError
 from serve_apps.adapters import plan_adapters
@@ -20,6 +21,7 @@ from serve_apps.arguments import faults
 from serve_apps.autoscaling import autoscaling_config
 from serve_apps.defaults import cpu_arguments, gpu_arguments, workers
 from serve_apps.plan_memory import check_memory, device_of, shape_or_none
+from serve_apps.request import request
 from serve_apps.spec import ServeSpec
 from storage.models import ModelVersion
 from storage.store import Store
@@ -175,7 +177,7 @@ def plan_serve(
     )
     if found and memory_must_fit:
         raise ConfigError(f"serve app {spec.name} cannot be deployed.\n  " + "\n  ".join(found))
-    return ServePlan(
+    plan = ServePlan(
         spec=resolved,
         served_model_name=list(dict.fromkeys([spec.name, model.ref])),
         engine=engine,
@@ -191,6 +193,11 @@ def plan_serve(
         placement_group_bundles=_bundles(spec) if over_nodes else [],
         max_ongoing_requests=spec.max_ongoing_requests + spec.max_queued_requests + _ROOM_TO_REFUSE,
     )
+    wanted = request(plan)
+    place_ = place(Free.of(inventory), wanted) if wanted is not None else None
+    if isinstance(place_, NoRoom) and memory_must_fit:
+        raise ConfigError(f"serve app {spec.name} can never have room here: {place_.reason}")
+    return plan
 
 
 def _engine(

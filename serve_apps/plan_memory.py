@@ -57,16 +57,12 @@ def device_of(*, inventory: Inventory, gpus: float, memory_bytes: int | None, wo
 def cpu_cache_bytes(engine: Mapping[str, Any], *, model: ModelShape | None, device: Device) -> int:
     """The KV cache of an engine without a GPU: what its share leaves beside all else.
 
-    Raises:
-        ConfigError: nothing is left of the share.
+    At least one sequence, which a share that is too small has no room for: ``check_memory`` says so.
     """
     if device.available_bytes is None or model is None:
         return CPU_KV_CACHE_BYTES
     found = estimate_serve(engine, model=model, device=device, most_gpus=0)
-    left = found.estimate.cache_bytes(device.available_bytes)
-    if left < found.estimate.bytes_per_sequence or left == 0:
-        raise ConfigError(fault("the engine", found.estimate.least_bytes, device, found.ways))
-    return left
+    return max(found.estimate.cache_bytes(device.available_bytes), found.estimate.bytes_per_sequence, 1)
 
 
 def check_memory(
@@ -95,17 +91,32 @@ def _cache_bytes(found: ServeEstimate) -> int:
 
 
 def _faults(found: ServeEstimate, planned: PlannedMemory) -> list[str]:
-    available = found.device.available_bytes
+    available, sequence = found.device.available_bytes, found.estimate.bytes_per_sequence
+    asked = found.engine.get("kv_cache_memory_bytes")
+    left = 0 if available is None else found.estimate.cache_bytes(available)
+    if isinstance(asked, int) and asked < sequence and (available is None or left >= sequence):
+        return [_too_short(found, asked)]
     if available is None:
         return []
-    asked = found.engine.get("kv_cache_memory_bytes")
-    if isinstance(asked, int) and planned.needed_bytes > available:
-        left = found.estimate.cache_bytes(available)
+    # Where not even one sequence has room, another size of the cache is no remedy.
+    if isinstance(asked, int) and planned.needed_bytes > available and left >= max(1, sequence):
         return [
             f"engine.kv_cache_memory_bytes is {asked} ({gib(asked)}), but of its share of {gib(available)} "
             f"({found.device.name}) weights and engine leave {gib(left)}. Lower it to {left}, leave it out, "
             "or give the replica a larger share."
         ]
     if found.fits is False:
-        return [fault("each worker of the engine", found.estimate.least_bytes, found.device, found.ways)]
+        return [fault("each worker of the engine", found.estimate.least_bytes, found.allowed, found.ways)]
     return []
+
+
+def _too_short(found: ServeEstimate, asked: int) -> str:
+    """A cache that has no room for one sequence: vLLM would not start."""
+    sequence = found.estimate.bytes_per_sequence
+    is_ours = found.device.gpu is None and asked == CPU_KV_CACHE_BYTES
+    return (
+        f"engine.kv_cache_memory_bytes is {asked} ({gib(asked)}"
+        + (", where neither it nor resources.memory_bytes is set" if is_ours else "")
+        + f"), but one sequence of max_model_len {found.shape.max_model_len} needs {gib(sequence)}. Raise it "
+        f"to {sequence}, or set engine.max_model_len: {found.largest_max_model_len} or less."
+    )

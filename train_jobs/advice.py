@@ -10,7 +10,7 @@ from cluster.estimator.advice import Change
 from train_jobs import deepspeed_presets
 from train_jobs.deepspeed_config import stage_of
 
-_LEAST_CUTOFF_LEN = 512
+_CUTOFF_LENS = (32768, 16384, 8192, 4096, 2048, 1024, 512)
 _PER_DEVICE_TRAIN_BATCH_SIZE = 8
 """LLaMA-Factory's, that is transformers', default."""
 
@@ -50,7 +50,7 @@ def changes(*, on_gpu: bool, most_gpus: int) -> list[Change[Draft]]:
         found.append(
             Change("llamafactory.finetuning_type: lora with llamafactory.quantization_bit: 4", _qlora)
         )
-    found.append(Change("a shorter cutoff_len", _shorter, _cutoff_words))
+    found += [_shorter(length) for length in _CUTOFF_LENS]
     found += [_workers(count) for count in (2, 4, 8, 16) if count <= most_gpus]
     return found
 
@@ -110,14 +110,12 @@ def _qlora(draft: Draft) -> Draft | None:
     return draft.with_arguments(finetuning_type="lora", quantization_bit=4)
 
 
-def _shorter(draft: Draft) -> Draft | None:
-    cutoff = int(draft.llamafactory.get("cutoff_len", 2048))
-    shorter = max(_LEAST_CUTOFF_LEN, cutoff // 2)
-    return draft.with_arguments(cutoff_len=shorter) if shorter < cutoff else None
+def _shorter(length: int) -> Change[Draft]:
+    def apply(draft: Draft) -> Draft | None:
+        is_shorter = length < int(draft.llamafactory.get("cutoff_len", 2048))
+        return draft.with_arguments(cutoff_len=length) if is_shorter else None
 
-
-def _cutoff_words(draft: Draft) -> str:
-    return f"llamafactory.cutoff_len: {draft.llamafactory['cutoff_len']}"
+    return Change(f"llamafactory.cutoff_len: {length}", apply, kind="cutoff_len")
 
 
 def _workers(count: int) -> Change[Draft]:
@@ -128,4 +126,4 @@ def _workers(count: int) -> Change[Draft]:
             return None
         return replace(draft, num_workers=count, deepspeed=deepspeed_presets.resolve("zero3"))
 
-    return Change(f"scaling.num_workers: {count} with deepspeed: zero3", apply)
+    return Change(f"scaling.num_workers: {count} with deepspeed: zero3", apply, kind="num_workers")

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from cluster.estimator.advice import Way, ways_to_fit
-from cluster.estimator.device import Device, share_of
+from cluster.estimator.device import Device, larger_share, share_of
 from cluster.estimator.hardware import Hardware, least_of_each
 from cluster.estimator.model import ModelShape
 from cluster.estimator.speed import Speed, training_speed
 from cluster.estimator.terms import Estimate
-from cluster.estimator.training import TrainingShape, estimate_training
+from cluster.estimator.training import estimate_training
+from cluster.estimator.training_shape import TrainingShape
 from cluster.gpus import Gpu
 from train_jobs import deepspeed_presets
 from train_jobs.advice import Draft, changes
@@ -87,7 +88,8 @@ def estimate_train(
     estimate, shape = estimated(draft), shape_of(draft)
     ways = []
     if device.available_bytes is not None and device.short_bytes(estimate.device_bytes):
-        ways = ways_to_fit(
+        ways = larger_share(device, estimate.device_bytes, "scaling.gpus_per_worker: 1")
+        ways += ways_to_fit(
             draft,
             changes(on_gpu=device.gpu is not None, most_gpus=most_gpus),
             lambda other: estimated(other).device_bytes,
@@ -108,7 +110,9 @@ def hardware_for(draft: Draft, *, model: ModelShape, gpus: Iterable[Gpu]) -> lis
     def needed(gpu: Gpu, count: int) -> int | None:
         if count > 1 and draft.llamafactory.get("quantization_bit"):
             return None
-        deepspeed = deepspeed_presets.resolve("zero3") if count > 1 else draft.deepspeed
+        deepspeed = draft.deepspeed
+        if count > 1 and stage_of(deepspeed) != 3:
+            deepspeed = deepspeed_presets.resolve("zero3")
         other = replace(draft, num_workers=count, deepspeed=deepspeed)
         return estimate_train(
             other,

@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.estimator.activations import Precision
 from cluster.estimator.model import ModelShape
-from cluster.estimator.training import TrainingShape, Zero
+from cluster.estimator.training_shape import TrainingShape, Zero
 from train_jobs.deepspeed_config import stage_of
 from train_jobs.recipe_view import Recipe
 
@@ -102,8 +102,9 @@ def _frozen_bytes(recipe: Recipe, model: ModelShape, trained: int) -> int:
         return model.bytes_16bit
     double = recipe["double_quantization"] is not False
     each = (_NF4_DOUBLE_BYTES if double else _NF4_BYTES) if int(bits) == 4 else int(bits) / 8
-    # What is no linear layer of a block stays in 16 bits.
-    linear = sum(tensor.elements for tensor in model.linear_layers(["all"])) + model.experts
+    # What is no linear layer of a block stays in 16 bits. In transformers 5 experts are none (bitsandbytes
+    # takes nn.Linear only, and they are one parameter), so QLoRA saves little on a mixture of experts.
+    linear = sum(tensor.elements for tensor in model.linear_layers(["all"]))
     return round(each * linear) + 2 * (model.total - linear)
 
 

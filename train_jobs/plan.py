@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from cluster.estimator.planned import PlannedMemory, planned_memory
 from cluster.inventory import Inventory
+from cluster.placement import Free, NoRoom, place
 from runtime.core.config import ConfigModel
 from runtime.core.errors import ConfigError
 from storage.runs import RunFolder
@@ -20,6 +21,7 @@ from train_jobs.plan_memory import device_of, estimate_plan, memory_faults
 from train_jobs.precision import without_fp16
 from train_jobs.recipe_packages import train_packages
 from train_jobs.recipe_view import Recipe
+from train_jobs.request import request
 from train_jobs.spec import Checkpoints, Failure, Publish, TrainSpec
 
 # What LLaMA-Factory would do by default makes no sense under Ray: no training at all, a progress bar
@@ -263,9 +265,17 @@ def plan_train(
     if go_on_with is not None:
         accumulation_for(plan, go_on_with)
     plan, faults = _with_memory(plan, spec, store, inventory, gpus_per_worker)
+    if not faults and inventory is not None:
+        faults = _never(plan, inventory)
     if faults and memory_must_fit:
         raise _refused(origin, faults)
     return _with_sizes(plan, origin)
+
+
+def _never(plan: TrainPlan, inventory: Inventory) -> list[str]:
+    """Why even the empty cluster has no place for the least number of workers."""
+    found = place(Free.of(inventory), request(plan, plan.min_workers))
+    return [f"scaling: {found.reason}"] if isinstance(found, NoRoom) else []
 
 
 def _with_memory(

@@ -63,17 +63,21 @@ def device_of(
 
     Args:
         gpus_per_worker: What it reserves; 0 on CPUs.
-        accelerator_type: Ray's word for the product of its GPU; None: that of which the cluster has most.
+        accelerator_type: Ray's word for the product of its GPU; None: any that the cluster has.
         memory_bytes: What the spec gives it of its node's memory; None: its part of a node.
 
     Returns:
-        None where the GPU is not in the catalogue: nothing can be said then.
+        None where the GPU is not known, or not in the catalogue: nothing can be said then.
     """
+    if gpus_per_worker and inventory is None:
+        return None
     if gpus_per_worker and inventory is not None and not inventory.is_logical:
-        counted = inventory.accelerators
-        product = accelerator_type or max(sorted(counted), key=counted.__getitem__)
-        gpu = find(product)
-        return share_of(gpu, gpus_per_worker) if gpu else None
+        # Where any will do, what is promised must hold on the smallest.
+        names = [accelerator_type] if accelerator_type else list(inventory.accelerators)
+        known = [gpu for name in names if (gpu := find(name))]
+        if len(known) < len(names):
+            return None
+        return share_of(min(known, key=lambda gpu: gpu.memory_bytes), gpus_per_worker)
     if memory_bytes is not None:
         return host_memory(memory_bytes)
     if inventory is None or not inventory.nodes:

@@ -23,6 +23,9 @@ class Change(Generic[S]):
     words_of: Callable[[S], str] | None = None
     """The words, where they depend on what came out."""
 
+    kind: str = ""
+    """Of several of one kind (2, 4 and 8 GPUs) only the first that is enough is named."""
+
     def described(self, changed: S) -> str:
         """The words for what came out."""
         return self.words_of(changed) if self.words_of else self.words
@@ -53,10 +56,14 @@ def ways_to_fit(
         available_bytes: What it must not exceed.
     """
     single = []
+    named: set[str] = set()
     for change in changes:
+        if change.kind in named:
+            continue
         changed = change.apply(start)
         if changed is not None and (needed := needed_bytes(changed)) <= available_bytes:
             single.append(Way((change.described(changed),), needed))
+            named |= {change.kind} - {""}
     return single[:_MOST_WAYS] or _together(start, changes, needed_bytes, available_bytes)
 
 

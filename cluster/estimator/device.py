@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.estimator.advice import Way
 from cluster.estimator.calibration import Calibration, calibration
 from cluster.estimator.hardware import usable_bytes
 from cluster.estimator.words import gib
@@ -56,3 +57,15 @@ def share_of(gpu: Gpu, share: float = 1.0) -> Device:
 def host_memory(available_bytes: int | None) -> Device:
     """A machine's own memory, as much as one worker may take of it; None where that is not known."""
     return Device(None, 1.0, available_bytes)
+
+
+def larger_share(device: Device, needed_bytes: int, words: str, usable: float = 1.0) -> list[Way]:
+    """The whole card, where a fraction is too little and all of it enough; the cheapest change of all.
+
+    Args:
+        words: In the spec's own field.
+        usable: Of a whole card.
+    """
+    if device.gpu is None or device.share == 1 or needed_bytes > usable * usable_bytes(device.gpu):
+        return []
+    return [Way((words,), needed_bytes)]

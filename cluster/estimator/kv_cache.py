@@ -12,6 +12,9 @@ from typing import Any
 
 _NO_CACHE = ("linear_attention", "mamba", "mamba2", "recurrent", "conv")
 _WINDOWED = ("sliding_attention", "chunked_attention")
+_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}
+"""Of these every so many-th layer attends to everything, though their config.json may not say so.
+Source: transformers, ``layer_types`` in their configuration classes."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,13 @@ def kv_cache(config: Mapping[str, Any], *, element_bytes: float = 2) -> KvCache 
         return None
     is_mla = bool(text.get("kv_lora_rank"))
     if is_mla:
-        kv_heads, head_dim, tensors = 1, text["kv_lora_rank"] + text.get("qk_rope_head_dim", 0), 1
+        kv_heads, head_dim, tensors = 1, text["kv_lora_rank"] + (text.get("qk_rope_head_dim") or 0), 1
     else:
         kv_heads = text.get("num_key_value_heads") or heads
-        head_dim = text.get("head_dim") or text["hidden_size"] // heads
+        head_dim = text.get("head_dim") or text.get("hidden_size", 0) // heads
         tensors = 2
+    if not head_dim:
+        return None
     kinds = _kinds_of_layers(text, layers)
     per_layer = round(tensors * kv_heads * head_dim * element_bytes)
     windowed = sum(kind in _WINDOWED for kind in kinds)
@@ -82,6 +87,9 @@ def _kinds_of_layers(text: Mapping[str, Any], layers: int) -> list[str]:
     if text.get("full_attention_interval"):
         every = text["full_attention_interval"]
         return ["linear_attention" if (n + 1) % every else "full_attention" for n in range(layers)]
+    every = text.get("sliding_window_pattern") or _EVERY.get(str(text.get("model_type")))
+    if text.get("sliding_window") and every:
+        return ["sliding_attention" if (n + 1) % every else "full_attention" for n in range(layers)]
     if text.get("sliding_window") and text.get("use_sliding_window", True):
         # Qwen2 attends to everything in its first layers.
         first = text.get("max_window_layers", 0) if "use_sliding_window" in text else 0

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from cluster.estimator.kv_cache import KvCache, kv_cache
-from cluster.estimator.parameters import Parameters, count_parameters, part_of
+from cluster.estimator.parameters import (
+    Parameters,
+    count_parameters,
+    is_packed,
+    most,
+    packed_bits,
+    parameters_in,
+    part_of,
+)
 from runtime.core.errors import ConfigError
 from storage.tensors import Tensor
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 _NOT_TEXT = ("vision", "audio")
+_NOT_LINEAR = (*_NOT_TEXT, "embedding", "head", "experts", "router", "norm")
 
 
 @dataclass(frozen=True)
@@ -75,14 +82,14 @@ class ModelShape:
         """Numbers per token inside the MLPs that one token passes: of experts, those that are picked."""
         text = self.text
         picked = text.get("num_experts_per_tok") or text.get("num_experts_per_token")
-        dense = int(text.get("intermediate_size") or 4 * self.hidden_size)
+        dense = most(text.get("intermediate_size") or 4 * self.hidden_size)
         if not picked or "experts" not in {part.name for part in self.parameters.parts}:
             return dense
-        each = int(text.get("moe_intermediate_size") or dense)
+        each = most(text.get("moe_intermediate_size") or dense)
         shared = int(text.get("shared_expert_intermediate_size") or 0) or each * int(
             text.get("n_shared_experts") or 0
         )
-        return each * int(picked) + shared
+        return each * most(picked) + shared
 
     @property
     def total(self) -> int:
@@ -115,24 +122,9 @@ class ModelShape:
         return self._in_part("head")
 
     @cached_property
-    def experts(self) -> int:
-        """Parameters of the experts that a router picks from."""
-        return self._in_part("experts")
-
-    @cached_property
     def of_text(self) -> int:
         """Parameters but for those of vision and audio."""
         return self.total - sum(self._in_part(name) for name in _NOT_TEXT)
-
-    @cached_property
-    def largest_layer(self) -> int:
-        """Parameters of the largest piece that ZeRO-3 gathers at once: a block, the embedding or the head."""
-        per_layer: dict[str, int] = {}
-        for tensor in self.tensors:
-            found = _LAYER.search(tensor.name)
-            if found:
-                per_layer[found.group(1)] = per_layer.get(found.group(1), 0) + tensor.elements
-        return max([self.embedding, self.head, *per_layer.values()], default=0)
 
     @cached_property
     def per_layer(self) -> int:
@@ -147,27 +139,43 @@ class ModelShape:
     def linear_layers(self, targets: Iterable[str]) -> list[Tensor]:
         """The matrices of linear layers, by the last word of their names; ``all``: of every block's.
 
-        As LLaMA-Factory's ``lora_target``: neither head nor vision nor audio, nor experts, which transformers
-        keeps as one parameter that is no linear layer.
+        As LLaMA-Factory's ``lora_target``: neither head nor vision nor audio, nor experts and their router,
+        which transformers keeps as parameters that are no linear layers. Of a quantized model each has the
+        shape of what it stands for.
         """
         wanted = set(targets)
+        bits = packed_bits(self.config)
+        found = (self._unpacked(tensor, bits) for tensor in self.tensors)
         return [
             tensor
-            for tensor in self.tensors
-            if len(tensor.shape) == 2
-            and part_of(tensor.name) not in (*_NOT_TEXT, "embedding", "head", "experts", "norm")
+            for tensor in found
+            if tensor is not None
+            and part_of(tensor.name) not in _NOT_LINEAR
             and ("all" in wanted or tensor.name.removesuffix(".weight").rsplit(".", 1)[-1] in wanted)
         ]
+
+    def _unpacked(self, tensor: Tensor, bits: float | None) -> Tensor | None:
+        """A matrix of weights; None for all else."""
+        size = parameters_in(tensor, bits)
+        if len(tensor.shape) != 2 or not size:
+            return None
+        if not is_packed(tensor, bits):
+            return tensor
+        # Formats differ in which side they pack; nearly every linear layer has hidden_size on one side.
+        name = f"{tensor.name.rsplit('.', 1)[0]}.weight"
+        return replace(tensor, name=name, shape=(size // self.hidden_size, self.hidden_size))
 
     def _in_part(self, name: str) -> int:
         return next((part.parameters for part in self.parameters.parts if part.name == name), 0)
 
     def _size(self, field: str) -> int:
-        if not self.text.get(field):
+        value = self.text.get(field)
+        if not isinstance(value, int) or value < 1:
             raise ConfigError(
-                f"model {self.name}: its config.json has no {field}, so its memory cannot be estimated."
+                f"model {self.name}: {field} in its config.json is {value!r} and no number from 1 on, so its "
+                "memory cannot be estimated. Save the model again with save_pretrained."
             )
-        return int(self.text[field])
+        return value
 
 
 def model_shape(name: str, tensors: Iterable[Tensor], config: Mapping[str, Any]) -> ModelShape:

@@ -47,10 +47,11 @@ _PATTERNS = {part: re.compile(rf"(?:^|\.)(?:{'|'.join(words)})(?=\.|$)") for par
 
 _SCALES = re.compile(
     r"\.(scales?|qzeros|g_idx|weight_scale(_inv|_2)?|input_scale|[kv]_scale|weight_zero_point|weight_shape"
-    r"|weight_g_idx|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\S*|SCB|weight_format)$"
+    r"|weight_g_idx|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\S*|SCB|weight_format"
+    r"|\w+_proj_scales)$"
 )
 """What a quantized format keeps beside its weights: bytes, and no parameters."""
-_PACKED = re.compile(r"\.(qweight|weight_packed)$")
+_PACKED = re.compile(r"\.(qweight|weight_packed|\w+_proj_blocks)$")
 _BITS = {"I8": 8, "U8": 8, "I32": 32, "I64": 64}
 
 
@@ -92,14 +93,14 @@ def count_parameters(tensors: Iterable[Tensor], config: Mapping[str, Any]) -> Pa
     """
     text = config.get("text_config") or config
     tied = bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
-    pack = _values_per_number(config.get("quantization_config") or {})
+    pack = packed_bits(config)
     parts: dict[str, Part] = {}
     for tensor in tensors:
         name = part_of(tensor.name)
         if tied and name == "head":
             continue
         part = parts.setdefault(name, Part(name))
-        part.parameters += _parameters_in(tensor, pack)
+        part.parameters += parameters_in(tensor, pack)
         part.size_bytes += tensor.size_bytes
         part.dtypes[tensor.dtype] = part.dtypes.get(tensor.dtype, 0) + tensor.size_bytes
     found = sorted(parts.values(), key=lambda part: -part.parameters)
@@ -110,6 +111,7 @@ def count_parameters(tensors: Iterable[Tensor], config: Mapping[str, Any]) -> Pa
 
 
 def part_of(name: str) -> str:
+    """What a tensor is for: a word of ``_WORDS``, or ``other``."""
     return next((part for part, pattern in _PATTERNS.items() if pattern.search(name)), "other")
 
 
@@ -117,12 +119,19 @@ def _share_of_experts(text: Mapping[str, Any]) -> float:
     fields = ("num_experts", "num_local_experts", "n_routed_experts")
     experts = next((text[name] for name in fields if text.get(name)), None)
     picked = text.get("num_experts_per_tok") or text.get("num_experts_per_token")
-    return picked / experts if experts and picked else 1.0
+    return most(picked) / most(experts) if experts and picked else 1.0
 
 
-def _values_per_number(quantization: Mapping[str, Any]) -> float | None:
+def most(value: Any) -> int:
+    """A number of a config, or the largest where it has one for each layer, as Gemma 3n does."""
+    return int(max(value) if isinstance(value, list) else value)
+
+
+def packed_bits(config: Mapping[str, Any]) -> float | None:
     """Bits of one parameter, where several are packed into one number; None where they are not."""
-    if quantization.get("load_in_4bit") or quantization.get("_load_in_4bit"):
+    quantization = config.get("quantization_config") or {}
+    in_4_bits = quantization.get("load_in_4bit") or quantization.get("_load_in_4bit")
+    if in_4_bits or quantization.get("quant_method") == "mxfp4":
         return 4.0
     groups = (quantization.get("config_groups") or {}).values()
     found = [group["weights"]["num_bits"] for group in groups if (group.get("weights") or {}).get("num_bits")]
@@ -130,11 +139,21 @@ def _values_per_number(quantization: Mapping[str, Any]) -> float | None:
     return float(bits) if bits else None
 
 
-def _parameters_in(tensor: Tensor, bits: float | None) -> int:
+def parameters_in(tensor: Tensor, bits: float | None) -> int:
+    """Parameters that a tensor stands for; 0 for what a quantized format keeps beside its weights.
+
+    Args:
+        bits: Of one parameter, as ``packed_bits`` tells.
+    """
     if _SCALES.search(tensor.name):
         return 0
-    # bitsandbytes packs two into each byte of a tensor that keeps its name.
-    packed = _PACKED.search(tensor.name) or (bits == 4 and tensor.dtype == "U8")
-    if packed and bits and tensor.dtype in _BITS:
+    if bits and is_packed(tensor, bits):
         return round(tensor.elements * _BITS[tensor.dtype] / bits)
     return tensor.elements
+
+
+def is_packed(tensor: Tensor, bits: float | None) -> bool:
+    """Whether it holds several parameters in each number."""
+    # bitsandbytes packs two into each byte of a tensor that keeps its name.
+    packed = _PACKED.search(tensor.name) or (bits == 4 and tensor.dtype == "U8")
+    return bool(packed) and bits is not None and tensor.dtype in _BITS

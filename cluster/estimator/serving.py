@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.estimator.calibration import Calibration
+from cluster.estimator.kv_cache import KvCache
 from cluster.estimator.model import ModelShape
 from cluster.estimator.terms import Estimate, Term
 
@@ -25,7 +26,7 @@ class ServingShape:
     max_num_batched_tokens: int = 2048
     max_num_seqs: int = 256
     weight_bytes: float | None = None
-    """Bytes of a parameter where the engine quantizes while it loads (1: fp8); None: as the files say."""
+    """Bytes of a parameter where the engine converts it while it loads (1: fp8); None: as the files say."""
 
     kv_cache_bytes: float = 2
     """Of one number in the cache: 1 for fp8."""
@@ -85,9 +86,9 @@ def estimate_serving(shape: ServingShape, calibration: Calibration) -> ServingEs
     stages = shape.pipeline_parallel_size
     per_token = per_sequence = 0
     if cache is not None:
-        layers = -(-cache.layers // stages) / max(1, cache.layers)
+        layers = _of_largest_stage(cache.layers, stages)
         per_token = round((cache.bytes_per_token + cache.windowed_bytes_per_token) * layers / kv_ways)
-        per_sequence = round(cache.bytes_for(shape.max_model_len) * layers / kv_ways)
+        per_sequence = round(_of_one_sequence(shape, cache) * layers / kv_ways)
     workers = ways * stages
     terms = [
         Term(
@@ -126,6 +127,24 @@ def estimate_serving(shape: ServingShape, calibration: Calibration) -> ServingEs
     return ServingEstimate(Estimate.of(terms), per_token, per_sequence, shape.max_model_len)
 
 
+def _of_largest_stage(layers: int, stages: int) -> float:
+    """Its share of all layers."""
+    return -(-layers // stages) / max(1, layers)
+
+
+def _of_one_sequence(shape: ServingShape, cache: KvCache) -> int:
+    """Of one of ``max_model_len``: windowed layers keep the batches on their way, too.
+
+    Source: vllm/v1/kv_cache_interface.py, SlidingWindowSpec; vllm/config/vllm.py, max_in_flight_tokens.
+    """
+    tokens = shape.max_model_len
+    window = tokens
+    if cache.window is not None:
+        batches = max(2, shape.pipeline_parallel_size)  # two with asynchronous scheduling
+        window = min(tokens, cache.window + batches * shape.max_num_batched_tokens)
+    return tokens * cache.bytes_per_token + window * cache.windowed_bytes_per_token
+
+
 def _weights(shape: ServingShape) -> int:
     """Of the worker that has most: the embedding is on the first stage, the head on the last."""
     model, stages = shape.model, shape.pipeline_parallel_size
@@ -135,10 +154,8 @@ def _weights(shape: ServingShape) -> int:
     blocks = model.total - model.embedding - model.head
     each = _bytes_per_parameter(shape)
     # Head and embedding stay in 16 bits in nearly every quantized format.
-    return round(
-        (blocks * each / stages + ends * (2 if model.quantized or shape.weight_bytes else each))
-        / shape.tensor_parallel_size
-    )
+    in_blocks = blocks * each * _of_largest_stage(model.layers, stages)
+    return round((in_blocks + ends * max(2.0, each)) / shape.tensor_parallel_size)
 
 
 def _bytes_per_parameter(shape: ServingShape) -> float:
@@ -179,9 +196,18 @@ def _activations(shape: ServingShape) -> int:
 
 
 def _adapters(shape: ServingShape) -> int:
-    """Room for every adapter that may be at work at once, in the largest rank; sharded as its layers are."""
+    """Room for every adapter that may be at work at once, in the largest rank.
+
+    Of several workers each has its part of the side on which the layer itself is divided, and all of the
+    other, hidden_size (``fully_sharded_loras`` is off).
+    """
     if not shape.max_loras:
         return 0
-    linear = shape.model.linear_layers(["all"])
-    each = sum(shape.max_lora_rank * sum(tensor.shape) for tensor in linear)
-    return 2 * shape.max_loras * each // shape.tensor_parallel_size
+    hidden = shape.model.hidden_size
+    each = 0
+    for tensor in shape.model.linear_layers(["all"]):
+        whole = hidden if hidden in tensor.shape else min(tensor.shape)
+        each += shape.max_lora_rank * (whole + (sum(tensor.shape) - whole) // shape.tensor_parallel_size)
+    return round(
+        2 * shape.max_loras * each * _of_largest_stage(shape.model.layers, shape.pipeline_parallel_size)
+    )

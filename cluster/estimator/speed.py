@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.estimator.training import TrainingShape
+from cluster.estimator.training_shape import TrainingShape
 
 MFU = (0.2, 0.5)
 """Model FLOPs utilization of real trainings, on one node or with fast networks. Source: PaLM (0.46), Llama 3

@@ -11,6 +11,9 @@ Phase = Literal["loading", "forward", "backward", "step"]
 PHASES: tuple[Phase, ...] = ("loading", "forward", "backward", "step")
 """Loading the model; and of a training step the end of the forward pass, where all activations are there, the
 end of the backward pass, where all gradients are, and the optimizer's step."""
+TRAINING: tuple[Phase, ...] = ("forward", "backward", "step")
+IN_PASSES: tuple[Phase, ...] = ("forward", "backward")
+FROM_BACKWARD: tuple[Phase, ...] = ("backward", "step")
 
 
 @dataclass(frozen=True)

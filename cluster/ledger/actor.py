@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node, state
+from ray.autoscaler.sdk import request_resources
 from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -31,7 +32,8 @@ from runtime.core.log import get_logger
 
 _log = get_logger(__name__)
 _PERIOD_S = 1.0
-_READ_TIMEOUT_S = 5.0
+_READ_TIMEOUT_S = 2.0
+"""So long all nodes together may take to answer; of one that takes longer, its last reading counts."""
 _NAME, _NAMESPACE = "ledger", "tandem"
 _HEAD = "node:__internal_head__"
 
@@ -64,7 +66,11 @@ class Ledger:
         self._file = Path(node.get_logs_dir_path()) / FILE
         self._node_id = ray.get_runtime_context().get_node_id()
         self._readers: dict[str, Any] = {}
+        self._asked: dict[str, Any] = {}
+        """What readers have not answered yet."""
+        self._last: dict[str, NodeReading] = {}
         self._core = Core()
+        self._bundles: list[dict[str, float]] = []
         self._lock = threading.Lock()
         self._metrics = _Metrics()
         self._look()
@@ -73,14 +79,17 @@ class Ledger:
     def ask(
         self, sizes: list[Request], *, priority: str, since_s: float, wait: bool = True
     ) -> dict[str, Any]:
-        """See :meth:`Core.ask`."""
+        """See :meth:`Core.ask`; ``since_s`` in seconds since 1970."""
+        # Leases and ages run on a clock that nobody sets.
+        now_s = time.monotonic()
+        since_s = now_s - max(0.0, time.time() - since_s)
         with self._lock:
-            return self._core.ask(sizes, priority=priority, since_s=since_s, now_s=time.time(), wait=wait)
+            return self._core.ask(sizes, priority=priority, since_s=since_s, now_s=now_s, wait=wait)
 
     def renew(self, name: str) -> bool:
         """See :meth:`Core.renew`."""
         with self._lock:
-            return self._core.renew(name, time.time())
+            return self._core.renew(name, time.monotonic())
 
     def leave(self, name: str) -> None:
         """See :meth:`Core.leave`."""
@@ -90,7 +99,7 @@ class Ledger:
     def starts(self, name: str) -> None:
         """See :meth:`Core.starts`."""
         with self._lock:
-            self._core.starts(name, time.time())
+            self._core.starts(name, time.monotonic())
 
     def holds_already(self, holder: str) -> bool:
         """See :meth:`Core.holds_already`."""
@@ -98,9 +107,9 @@ class Ledger:
             return self._core.holds_already(holder)
 
     def picture(self) -> dict[str, Any]:
-        """See :meth:`Core.picture`."""
+        """See :meth:`Core.picture`; ``at`` in seconds since 1970."""
         with self._lock:
-            return self._core.picture(time.time())
+            return self._core.picture(time.monotonic()) | {"at": time.time()}
 
     def pid(self) -> int:
         """Of its process."""
@@ -130,8 +139,13 @@ class Ledger:
         free = {node: dict(amounts) for node, amounts in available_resources_per_node().items()}
         readings = self._read([node.node_id for node in inventory.nodes])
         with self._lock:
-            self._core.look(inventory, free, readings, time.time())
-            picture = self._core.picture(time.time())
+            self._core.look(inventory, free, readings, time.monotonic())
+            bundles = self._core.bundles()
+        picture = self.picture()
+        if bundles != self._bundles:
+            # Who waits here has asked Ray for nothing yet: nobody else would make the cluster grow.
+            request_resources(bundles=bundles)
+            self._bundles = bundles
         new = self._file.with_suffix(".new")
         new.write_text(json.dumps(picture))
         new.replace(self._file)
@@ -139,21 +153,29 @@ class Ledger:
 
     def _read(self, node_ids: list[str]) -> list[NodeReading]:
         """Every node's reading, side by side: this one's here, the others' by an actor on each."""
-        asked = {
-            node_id: self._reader(node_id).read.remote() for node_id in node_ids if node_id != self._node_id
-        }
-        found = []
+        others = set(node_ids) - {self._node_id}
+        for known in (self._readers, self._asked, self._last):
+            for node_id in known.keys() - others:
+                del known[node_id]
+        for node_id in others - self._asked.keys():
+            self._asked[node_id] = self._reader(node_id).read.remote()
+        if self._asked:
+            replies = list(self._asked.values())
+            answered, _ = ray.wait(replies, num_returns=len(replies), timeout=_READ_TIMEOUT_S)
+            for node_id in [one for one, reply in self._asked.items() if reply in answered]:
+                self._take(node_id, self._asked.pop(node_id))
+        found = list(self._last.values())
         if self._node_id in node_ids:
             found.append(read_node(folder_of(self._session, self._node_id), self._node_id))
-        for node_id, reply in asked.items():
-            try:
-                found.append(ray.get(reply, timeout=_READ_TIMEOUT_S))
-            except Exception as error:  # its node or process is gone, or does not answer
-                _log.info("node %s was not read: %r", node_id, error)
-                self._readers.pop(node_id, None)
-        for node_id in self._readers.keys() - set(node_ids):
-            del self._readers[node_id]
         return found
+
+    def _take(self, node_id: str, reply: Any) -> None:
+        try:
+            self._last[node_id] = ray.get(reply)
+        except Exception as error:  # its node or process is gone
+            _log.info("node %s was not read: %r", node_id, error)
+            self._last.pop(node_id, None)
+            del self._readers[node_id]
 
     def _reader(self, node_id: str) -> Any:
         if node_id not in self._readers:

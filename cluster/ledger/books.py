@@ -40,7 +40,7 @@ def shares_now(
     """
     nodes = {node.node_id: node for node in inventory.nodes}
     found = [share for one in holdings if one.node_id in nodes for share in _of(one, nodes[one.node_id])]
-    found += _not_begun(holdings, grants)
+    found += not_begun(holdings, grants)
     for node in inventory.nodes:
         found += _of_others(node, free_by_node.get(node.node_id), found)
     return found
@@ -66,7 +66,7 @@ def _of(holding: Holding, node: Node) -> list[Share]:
     ]
 
 
-def _not_begun(holdings: Sequence[Holding], grants: Iterable[Grant]) -> list[Share]:
+def not_begun(holdings: Sequence[Holding], grants: Iterable[Grant]) -> list[Share]:
     """Of granted places, those whose process has not told that it is there."""
     told = Counter((one.holder, one.node_id) for one in holdings for _ in (one.cards or ("none",)))
     found = []

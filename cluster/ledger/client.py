@@ -89,7 +89,7 @@ class Place:
             if should_stop():
                 raise Stopped
             if time.monotonic() > deadline:
-                raise WaitTimeout(f"no room within {timeout_s:g} s; {said}")
+                raise WaitTimeout(f"no room within {timeout_s:.0f} s; {said}")
             time.sleep(_POLL_S)
 
     def is_held_already(self) -> bool:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cluster.inventory import Card, Inventory, Node
 from cluster.ledger.books import Grant, shares_now
 from cluster.ledger.picture import draw
-from cluster.placement import Free, Placement, Request, place
+from cluster.placement import Free, Request
 from cluster.shares.holding import Holding
 from cluster.shares.reading import NodeReading
-from cluster.waiting import Admitted, Held, Refused, Waiting, admit
+from cluster.waiting import Admitted, Decision, Held, Refused, Waiting, admit
 
 LEASE_S = 30.0
 """Who neither asks nor renews for so long is gone."""
@@ -42,6 +42,9 @@ class _Granted:
     is_starting: bool = False
     """Whether nobody renews it: it ends when its processes have told their shares."""
 
+    told: set[str] = field(default_factory=set)
+    """Which of its processes have."""
+
 
 class Core:
     """Give it what was seen (:meth:`look`), then ask."""
@@ -53,6 +56,8 @@ class Core:
         self._waiting: dict[str, _Entry] = {}
         self._granted: dict[str, _Granted] = {}
         self._held: dict[str, Held] = {}
+        self._is_settled = False
+        """Whether nothing has changed since the queue was gone through."""
 
     def look(
         self,
@@ -74,7 +79,8 @@ class Core:
 
         Args:
             sizes: What would do, the most wanted first; it waits for the last.
-            since_s: When it asked first, in seconds since 1970: it keeps its age when the ledger is lost.
+            since_s: When it asked first, on the clock of ``now_s``: it keeps its age when the ledger is lost.
+                Of one that waits already, what it said first stands.
             wait: Whether it has a place in the queue; otherwise only now counts.
 
         Returns:
@@ -86,17 +92,25 @@ class Core:
         if name in self._granted:
             self._granted[name].until_s = now_s + LEASE_S
             return self._answer(self._granted[name])
-        self._waiting[name] = _Entry(list(sizes), priority, since_s, now_s)
-        refused = self._admit(now_s)
+        known = self._waiting.get(name)
+        since_s = known.since_s if known else since_s
+        self._waiting[name] = entry = _Entry(list(sizes), priority, since_s, now_s)
+        if wait and self._is_settled and known and (known.sizes, known.priority) == (entry.sizes, priority):
+            return self._answer_held(self._held[name])
+        try:
+            refused = self._admit(now_s)
+        except Exception:
+            self.leave(name)  # it would be in everybody's way
+            raise
         if name in self._granted:
             return self._answer(self._granted[name])
         if name in refused:
             return {"state": "refused", "reason": refused[name]}
         held = self._held[name]
         if not wait:
-            del self._waiting[name], self._held[name]
+            self.leave(name)
             return {"state": "refused", "reason": held.reason}
-        return {"state": "held", "position": held.position, "reason": held.reason}
+        return self._answer_held(held)
 
     def renew(self, name: str, now_s: float) -> bool:
         """Say that the place is still wanted; whether the ledger knows of it."""
@@ -110,6 +124,7 @@ class Core:
         self._waiting.pop(name, None)
         self._held.pop(name, None)
         self._granted.pop(name, None)
+        self._is_settled = False
 
     def starts(self, name: str, now_s: float) -> None:
         """Nobody renews the place from now on: it stands until its processes have told their shares."""
@@ -120,6 +135,19 @@ class Core:
     def holds_already(self, holder: str) -> bool:
         """Whether a process of this holder has told a share."""
         return any(one.holder == holder for one in self._holdings())
+
+    def bundles(self) -> list[dict[str, float]]:
+        """All that is held and all that is waited for, as Ray's autoscaler is told it.
+
+        Empty while nobody waits: Ray itself then knows what is wanted.
+        """
+        if not self._waiting:
+            return []
+        held = [{"CPU": share.cpus, "GPU": share.fraction} for share in self._shares()]
+        for entry in self._waiting.values():
+            size = entry.sizes[-1]
+            held += [{"CPU": size.cpus_per_worker, "GPU": size.gpus_per_worker}] * size.workers
+        return [{name: amount for name, amount in one.items() if amount} for one in held if any(one.values())]
 
     def picture(self, now_s: float) -> dict[str, Any]:
         """Cards, shares and queue as plain data."""
@@ -142,6 +170,10 @@ class Core:
             now_s,
         )
 
+    @staticmethod
+    def _answer_held(held: Held) -> dict[str, Any]:
+        return {"state": "held", "position": held.position, "reason": held.reason}
+
     def _answer(self, granted: _Granted) -> dict[str, Any]:
         placement = granted.grant.placement
         return {
@@ -161,9 +193,10 @@ class Core:
     def _forget(self, now_s: float) -> None:
         for name in [name for name, entry in self._waiting.items() if entry.seen_s < now_s - LEASE_S]:
             self.leave(name)
-        told = {one.holder for one in self._holdings()}
         for name, granted in list(self._granted.items()):
-            has_begun = granted.is_starting and granted.grant.holder in told
+            granted.told |= {one.worker for one in self._holdings() if one.holder == name}
+            groups = {slot.group for slot in granted.grant.placement.slots}
+            has_begun = granted.is_starting and len(granted.told) >= len(groups)
             if has_begun or granted.until_s < now_s:
                 del self._granted[name]
 
@@ -171,8 +204,10 @@ class Core:
         """Grant what may start, in the queue's order; those who can never start, with the reason."""
         refused: dict[str, str] = {}
         # One that gets more than it would have waited for takes what others were reckoned with: look again.
+        self._is_settled = False
         while self._admit_once(now_s, refused):
             pass
+        self._is_settled = True
         return refused
 
     def _admit_once(self, now_s: float, refused: dict[str, str]) -> bool:
@@ -180,6 +215,7 @@ class Core:
         shares = self._shares()
         free = Free.of(self._inventory, shares)
         serving = {one.holder for one in self._holdings() if one.kind == "serve"}
+        serving |= {one.grant.holder for one in self._granted.values() if one.grant.kind == "serve"}
         lasting = Free.of(self._inventory, [share for share in shares if share.holder in serving])
         queue = [Waiting(entry.sizes[-1], entry.priority, entry.since_s) for entry in self._waiting.values()]
         self._held = {}
@@ -190,24 +226,26 @@ class Core:
             elif isinstance(decision, Refused):
                 refused[name] = decision.reason
                 del self._waiting[name]
-            elif self._grant(name, decision, free, now_s):
-                return True
             else:
-                free = free.taken(decision.placement)
+                sizes = self._waiting.pop(name).sizes
+                choice, placement = len(sizes) - 1, decision.placement
+                for number, size in enumerate(sizes[:-1]):
+                    # Asked for in the queue, as the least was: a place that is kept for another stays kept.
+                    larger = Waiting(size, decision.waiting.priority, decision.waiting.since_s)
+                    asked = [larger if one is decision.waiting else one for one in queue]
+                    found = _decision(larger, admit(free, asked, now_s, lasting=lasting))
+                    if isinstance(found, Admitted):
+                        choice, placement = number, found.placement
+                        break
+                grant = Grant(name, sizes[-1].kind, placement)
+                self._granted[name] = _Granted(grant, choice, now_s + LEASE_S)
+                if choice < len(sizes) - 1:
+                    return True
         return False
 
-    def _grant(self, name: str, decision: Admitted, free: Free, now_s: float) -> bool:
-        """Give it its place, of the most wanted size that there is room for; whether that is a larger one."""
-        entry = self._waiting.pop(name)
-        choice, placement = len(entry.sizes) - 1, decision.placement
-        for number, size in enumerate(entry.sizes[:-1]):
-            found = place(free, size)
-            if isinstance(found, Placement):
-                choice, placement = number, found
-                break
-        grant = Grant(name, entry.sizes[-1].kind, placement)
-        self._granted[name] = _Granted(grant, choice, now_s + LEASE_S)
-        return choice < len(entry.sizes) - 1
+
+def _decision(waiting: Waiting, decisions: Sequence[Decision]) -> Decision:
+    return next(one for one in decisions if one.waiting is waiting)
 
 
 def _with_readings(inventory: Inventory, readings: Sequence[NodeReading]) -> Inventory:

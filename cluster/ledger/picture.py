@@ -108,6 +108,7 @@ def _share(share: Share, held: Held | None) -> dict[str, Any]:
         "kind": held.holding.kind if held else None,
         "fraction": share.fraction,
         "cpus": share.cpus,
+        "memory_bytes": share.memory_bytes,
         "promised_bytes": promised,
         "used_bytes": used,
         "over_bytes": over,

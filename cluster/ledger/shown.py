@@ -6,7 +6,9 @@ import time
 from typing import Any
 from urllib.parse import urlencode
 
+from cluster.inventory import Share
 from cluster.ledger.picture import FILE, draw
+from cluster.placement import Free, NoRoom, Request, place
 from cluster.rest import call, head_node_id, inventory
 from runtime.core.errors import ClusterError
 
@@ -31,3 +33,37 @@ def picture(dashboard_url: str) -> dict[str, Any]:
     if abs(time.time() - found.get("at", 0.0)) <= _OLD_S:
         return found
     return draw(inventory(dashboard_url), [], [], [], time.time()) | {"at": None}
+
+
+def refuse_without_room(dashboard_url: str, request: Request) -> None:
+    """Refuse what would have to wait. An app that runs already gets its own room back first.
+
+    Raises:
+        ClusterError: there is no room now; says what is missing.
+    """
+    found = place(Free.of(inventory(dashboard_url), _taken(picture(dashboard_url), request.name)), request)
+    if isinstance(found, NoRoom):
+        raise ClusterError(
+            f"there is no room for {request.name} now: {found.reason} Without --no-wait it waits for it; who "
+            "holds what is shown by: tandem gpus."
+        )
+
+
+def _taken(seen: dict[str, Any], but_for: str) -> list[Share]:
+    return [
+        Share(
+            share["holder"],
+            node["node_id"],
+            card,
+            share["fraction"],
+            share["cpus"],
+            share["memory_bytes"],
+        )
+        for node in seen["nodes"]
+        for card, shares in (
+            *((one["index"], one["shares"]) for one in node["cards"]),
+            (None, node["shares"]),
+        )
+        for share in shares
+        if share["holder"] != but_for
+    ]

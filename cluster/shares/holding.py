@@ -6,6 +6,7 @@ The processes themselves are the truth; whoever adds them up (the ledger) can be
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
+from runtime.core.log import get_logger
 
+_log = get_logger(__name__)
 _FOLDER = "tandem-shares"
 
 
@@ -31,7 +33,7 @@ class Holding:
     kind: Literal["train", "serve"]
     node_id: str
     cards: tuple[str, ...]
-    """Ray's ids of the cards, as strings; empty for what holds no card."""
+    """Its cards: their numbers on the node, from 0 on, or their UUIDs; empty for what holds no card."""
 
     fraction: float
     """Of each card."""
@@ -47,16 +49,14 @@ class Holding:
     """Where ``promised_bytes`` and what is used are counted. Logical cards are host memory."""
 
     pid: int
-    create_time: float
-    """Of the process, in seconds since 1970: tells it from a later one with its number."""
+    start_ticks: int
+    """When the process began, in the kernel's ticks since boot: tells it from a later one with its number.
+    Setting the clock does not change it."""
 
     @property
     def is_alive(self) -> bool:
         """Whether the process still runs."""
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.create_time) < 1
-        except psutil.Error:
-            return False
+        return _start_ticks(self.pid) == self.start_ticks
 
 
 def folder_of(session_dir: str | Path, node_id: str) -> Path:
@@ -68,22 +68,30 @@ def folder_of(session_dir: str | Path, node_id: str) -> Path:
 def told(folder: Path, **fields: Any) -> Iterator[Holding]:
     """Say what this process holds, for as long as the context lasts.
 
+    Where it cannot be said, on a full disk, the process goes on: Ray still knows what it holds.
+
     Args:
         folder: Of its node.
         fields: Of :class:`Holding`, less those of the process.
     """
-    process = psutil.Process()
-    holding = Holding(pid=process.pid, create_time=process.create_time(), **fields)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{process.pid}-{secrets.token_hex(4)}.json"
+    pid = os.getpid()
+    holding = Holding(pid=pid, start_ticks=_start_ticks(pid) or 0, **fields)
+    file = folder / f"{pid}-{secrets.token_hex(4)}.json"
     new = file.with_suffix(".new")
-    new.write_text(json.dumps(asdict(holding)))
-    new.replace(file)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        new.write_text(json.dumps(asdict(holding)))
+        new.replace(file)
+    except OSError as error:
+        _log.warning("the share of %s is not told: %s", holding.holder, error)
     try:
         yield holding
     finally:
-        with suppress(OSError):
-            file.unlink()
+        # A child that was forked meanwhile leaves the context, too, and holds nothing.
+        if os.getpid() == pid:
+            for written in (file, new):
+                with suppress(OSError):
+                    written.unlink()
 
 
 def holdings_in(folder: Path) -> list[Holding]:
@@ -92,12 +100,26 @@ def holdings_in(folder: Path) -> list[Holding]:
     for file in sorted(folder.glob("*.json")):
         try:
             fields = json.loads(file.read_text())
-        except (OSError, ValueError):
-            continue  # it has just ended
-        holding = Holding(**{**fields, "cards": tuple(fields["cards"])})
+            holding = Holding(**{**fields, "cards": tuple(fields["cards"])})
+        except (OSError, ValueError, TypeError, KeyError):
+            continue  # it has just ended, or says something else
         if holding.is_alive:
             found.append(holding)
         else:
             with suppress(OSError):
                 file.unlink()
     return found
+
+
+def _start_ticks(pid: int) -> int | None:
+    """When the process began; None where there is none, or only what its parent has not looked at.
+
+    Source: proc_pid_stat(5).
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # Its name, in parentheses, may hold anything.
+    fields = stat.rpartition(b")")[2].split()
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 from cluster.nvml import CardReading, read_cards
 from cluster.shares.holding import Holding, holdings_in
@@ -38,32 +37,44 @@ def read_node(folder: Path, node_id: str) -> NodeReading:
         folder: Where its processes tell their shares.
     """
     cards = tuple(read_cards())
-    held = tuple(Held(holding, _used_bytes(holding, cards)) for holding in holdings_in(folder))
+    holdings = holdings_in(folder)
+    children = _children() if holdings else {}
+    held = tuple(Held(one, _used_bytes(one, _family(one.pid, children), cards)) for one in holdings)
     return NodeReading(node_id, cards, held)
 
 
-def _used_bytes(holding: Holding, cards: Iterable[CardReading]) -> int | None:
-    processes = _family(holding.pid)
+def _used_bytes(holding: Holding, pids: Sequence[int], cards: Iterable[CardReading]) -> int | None:
     if holding.on == "host":
-        return sum(_own_bytes(process) for process in processes)
-    pids = {process.pid for process in processes}
+        return sum(_own_bytes(pid) for pid in pids)
     found = [size for card in cards for pid, size in card.used_by.items() if pid in pids]
     # In a container NVML may tell the host's numbers of processes, which are none of ours.
     return sum(found) if found else None
 
 
-def _family(pid: int) -> list[psutil.Process]:
+def _children() -> dict[int, list[int]]:
+    """Every process's children: looked up once for all shares, it is the dear part of a look."""
+    found: dict[int, list[int]] = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            with suppress(OSError):
+                stat = Path(entry.path, "stat").read_bytes()
+                # Its name, in parentheses, may hold anything; then its state and its parent.
+                found.setdefault(int(stat.rpartition(b")")[2].split()[1]), []).append(int(entry.name))
+    return found
+
+
+def _family(pid: int, children: Mapping[int, list[int]]) -> list[int]:
     """The process and all that it started: an engine's workers are children of its replica."""
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        return [process, *process.children(recursive=True)]
-    return []
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return found
 
 
-def _own_bytes(process: psutil.Process) -> int:
+def _own_bytes(pid: int) -> int:
     """Its own memory: what it shares with others (files, Ray's object store) is not counted."""
     with suppress(OSError):
-        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
     return 0

@@ -142,6 +142,8 @@ def _model_at(cls: type[BaseModel], location: list[Any]) -> type[BaseModel] | No
     """The model class that holds the fields below ``location``, or None where there is none."""
     model: type[BaseModel] | None = cls
     for part in location:
+        if isinstance(part, int):
+            continue  # an entry of a list: its class was found with the list's
         info = model.model_fields.get(str(part)) if model else None
         if info is None:
             return None

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from cluster.shares.cards import own_cards
 from cluster.shares.holding import folder_of, told
 from cluster.shares.start_lock import alone_on
 
@@ -30,7 +31,7 @@ def share(plan: Mapping[str, Any], *, replica_id: str) -> Iterator[None]:
         worker=replica_id,
         kind="serve",
         node_id=node_id,
-        cards=_cards(),
+        cards=own_cards(),
         fraction=float(spec["resources"]["gpus"] or 0),
         cpus=float(spec["resources"]["cpus"]),
         memory_bytes=int(spec["resources"]["memory_bytes"] or 0),
@@ -42,15 +43,11 @@ def share(plan: Mapping[str, Any], *, replica_id: str) -> Iterator[None]:
 
 def alone_while_starting(plan: Mapping[str, Any]) -> AbstractContextManager[None]:
     """No other engine starts on this one's cards meanwhile; without cards nothing is waited for."""
-    cards = _cards()
+    cards = own_cards()
     if not cards:
         return nullcontext()
     node_id = ray.get_runtime_context().get_node_id()
     return alone_on(cards if plan["on_cpu"] else _uuids(), node_id=node_id)
-
-
-def _cards() -> tuple[str, ...]:
-    return tuple(str(card) for card in ray.get_runtime_context().get_accelerator_ids().get("GPU", []))
 
 
 def _uuids() -> list[str]:

@@ -16,7 +16,15 @@ from runtime.core.errors import StorageError
 from storage.location import locate
 from storage.store import Store
 from storage.tensors import tensors_in
-from tests.estimator.models import LLAMA_3_8B, MIXTRAL_8X7B, QWEN3_06B, Shapes, shapes_of, write_headers
+from tests.estimator.models import (
+    LLAMA_3_8B,
+    MIXTRAL_8X7B,
+    QWEN3_06B,
+    Shapes,
+    packed,
+    shapes_of,
+    write_headers,
+)
 
 Count = Callable[..., Parameters]
 
@@ -60,15 +68,6 @@ def test_mixtral_uses_two_of_eight_experts_for_a_token(count: Count):
     assert by_part(found)["router"] == 32 * 8 * 4096
 
 
-def quantized(shapes: Shapes, how: Callable[[str, list[int]], Shapes]) -> Shapes:
-    """With the weights of all linear layers as ``how`` stores them."""
-    made: Shapes = {}
-    for name, (dtype, shape) in shapes.items():
-        is_linear = "_proj" in name
-        made |= how(name.removesuffix(".weight"), shape) if is_linear else {name: (dtype, shape)}
-    return made
-
-
 def awq(name: str, shape: list[int]) -> Shapes:
     out, into = shape
     return {
@@ -99,7 +98,7 @@ def test_packed_weights_count_as_what_they_stand_for(
     count: Count, how: Callable[[str, list[int]], Shapes], quantization_config: dict[str, Any]
 ):
     config = LLAMA_3_8B | {"quantization_config": quantization_config}
-    found = count(config, quantized(shapes_of(LLAMA_3_8B), how))
+    found = count(config, packed(shapes_of(LLAMA_3_8B), how))
     assert found.total == 8_030_261_248
     assert 0.3 < found.size_bytes / (2 * found.total) < 0.4
 

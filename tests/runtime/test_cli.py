@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 COMMANDS = [
     "setup", "up", "down", "status", "doctor", "train", "sweep", "serve", "runs", "models", "logs", "stop",
-    "demo",
+    "demo", "plan", "gpus", "simulate", "adapters", "keys", "batch", "datasets", "storage",
 ]  # fmt: skip
 
 TRAIN = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from contextlib import closing
@@ -25,7 +26,7 @@ _POLL_S = 1.0
 _SETTLE_S = 5.0
 """How long an elastic run waits for more room than it found, before it begins: nodes and workers come and go
 one after another."""
-ELASTIC_START_S = 30.0
+_PINNED_START_S = 30.0
 """How long an elastic run waits for its workers before it counts the room again. A node that died may count
 for half a minute."""
 
@@ -103,22 +104,36 @@ class Attempts:
 
     def _wait_for(self, place: Place) -> Room | Failure:
         """The room that the ledger gives, or why there is none."""
-        waited_s = time.monotonic() - (self._waiting_since_s or 0.0)
+        told = ""
         try:
-            return place.wait(
-                timeout_s=self._plan.failure.start_timeout_s - waited_s,
-                tell=self._tell_waiting,
-                should_stop=lambda: self._folder.stop_request() is not None,
-                may_wait=self._plan.may_wait,
-            )
-        except NeverFits as error:
-            return Failure(str(error))
+            while True:
+                try:
+                    return self._ask_for(place)
+                except NeverFits as error:
+                    # A run that had room has lost its node, and that may come back.
+                    if not self._number or not self._plan.may_wait or self._gave_up_waiting():
+                        return Failure(str(error))
+                    if self._folder.stop_request() is not None:
+                        raise Stopped from None
+                    if str(error) != told:
+                        told = str(error)
+                        self._tell_waiting(f"for a node to come back: {told}")
+                    time.sleep(_POLL_S)
         except WaitTimeout as error:
             return Failure(f"{error} (failure.start_timeout_s).")
         except Stopped:
             return Failure("asked to stop while it waited for room", no_room=True)
         finally:
             self._folder.set_waiting(None)
+
+    def _ask_for(self, place: Place) -> Room:
+        waited_s = time.monotonic() - (self._waiting_since_s or 0.0)
+        return place.wait(
+            timeout_s=self._plan.failure.start_timeout_s - waited_s,
+            tell=self._tell_waiting,
+            should_stop=lambda: self._folder.stop_request() is not None,
+            may_wait=self._plan.may_wait,
+        )
 
     def _tell_waiting(self, why: str) -> None:
         self._folder.set_waiting(why)
@@ -146,6 +161,7 @@ class Attempts:
     def _fit(self, workers: int, room_: Room) -> Failure | dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="tandem-train-") as scratch:
             watch = Watch(self._folder, self._plan, workers)
+            self._limit_start(room_)
             try:
                 result = self._trainer(workers, room_, Path(scratch)).fit()
             except Exception as error:  # of any kind: sorted by `failure`
@@ -154,6 +170,18 @@ class Attempts:
             finally:
                 watch.close()
         return dict(result.return_value)
+
+    def _limit_start(self, room_: Room) -> None:
+        """How long Ray Train waits for the workers; its default of 60 s is less than a new node takes.
+
+        Where the ledger has said which nodes they are to be on, not long: a node that died may have been
+        granted still, and would be waited for, by its id, for as long as a run waits for room.
+        """
+        limit_s = self._plan.failure.start_timeout_s
+        is_elastic = self._plan.min_workers < self._plan.max_workers
+        if is_elastic or admission.node_labels(self._plan, room_) is not None:
+            limit_s = min(_PINNED_START_S, limit_s)
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(limit_s)
 
     def _trainer(self, workers: int, room_: Room, scratch: Path) -> TorchTrainer:
         """Ray Train's trainer.
@@ -207,9 +235,8 @@ class Attempts:
 
     def _no_room(self, workers: int) -> str:
         return (
-            f"no {room.missing(self._plan, workers, room.fitting(self._plan))}, within "
-            f"failure.start_timeout_s ({self._plan.failure.start_timeout_s:g} s). Wait for other jobs, "
-            "or lower scaling.num_workers."
+            f"no {room.missing(self._plan, workers, room.fitting(self._plan))} (failure.start_timeout_s is "
+            f"{self._plan.failure.start_timeout_s:g} s). Wait for other jobs, or lower scaling.num_workers."
         )
 
     def _gave_up_waiting(self) -> bool:

@@ -20,7 +20,7 @@ from runtime.core.errors import RunFailed, StorageError
 from storage.location import locate
 from storage.patience import patience
 from storage.runs import RunFolder, run_at
-from train_jobs.engine.attempts import ELASTIC_START_S, Attempts
+from train_jobs.engine.attempts import Attempts
 from train_jobs.engine.failure import Failure, failure
 from train_jobs.plan import TrainPlan
 
@@ -69,12 +69,6 @@ def _connect(plan: TrainPlan, folder: RunFolder) -> None:
     # The cluster was started from the core environment: workers start from this one's interpreter instead.
     # Ours wins over what `ray job submit --runtime-env` says about the same keys.
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
-    # How long Ray Train waits for room; its default of 60 s is less than a queue or a new node takes.
-    elastic = plan.min_workers < plan.max_workers
-    timeout_s = (
-        min(ELASTIC_START_S, plan.failure.start_timeout_s) if elastic else plan.failure.start_timeout_s
-    )
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(timeout_s)
     env_vars = environments.process_env("train") | plan.env_vars
     address = os.environ.get("RAY_ADDRESS")
     if address:

@@ -9,6 +9,7 @@ import ray
 import torch
 
 from cluster.estimator.calibration import calibration
+from cluster.shares.cards import own_cards
 from cluster.shares.holding import folder_of, told
 from cluster.shares.memory_cap import cap_memory
 from train_jobs.plan import TrainPlan
@@ -32,7 +33,7 @@ def share(plan: TrainPlan, *, rank: int) -> Iterator[None]:
         worker=f"rank {rank}",
         kind="train",
         node_id=node_id,
-        cards=tuple(str(card) for card in context.get_accelerator_ids().get("GPU", [])),
+        cards=own_cards(),
         fraction=wanted.get("GPU", 0.0),
         cpus=wanted.get("CPU", 0.0),
         memory_bytes=int(wanted.get("memory", 0)),

@@ -1,0 +1,33 @@
+"""What an app takes of the cluster, as the ledger is asked for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cluster.placement import Request
+from cluster.placement.request import ANY
+from serve_apps.defaults import workers
+
+if TYPE_CHECKING:
+    from serve_apps.plan import ServePlan
+
+
+def request(plan: ServePlan) -> Request | None:
+    """A place for its least number of replicas; None where it may begin without any."""
+    spec = plan.spec
+    if not spec.autoscaling.min_replicas:
+        return None
+    gpus = spec.resources.gpus or 0.0
+    count = workers(plan.engine) if gpus else 1
+    return Request(
+        name=spec.name,
+        kind="serve",
+        groups=spec.autoscaling.min_replicas,
+        workers_per_group=count,
+        gpus_per_worker=gpus,
+        cpus_per_worker=spec.resources.cpus / count,
+        memory_bytes_per_worker=(spec.resources.memory_bytes or 0) // count,
+        card_bytes_per_worker=plan.memory.needed_bytes if plan.memory and gpus else 0,
+        # Serve puts a replica on whatever GPUs there are.
+        accelerator_type=ANY,
+    )

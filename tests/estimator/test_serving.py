@@ -1,0 +1,270 @@
+"""Memory of an engine: against what vLLM itself said of real models on real cards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cluster.estimator.device import host_memory, share_of
+from cluster.estimator.model import ModelShape
+from cluster.gpus import Gpu, find
+from serve_apps.estimate import ServeEstimate, estimate_serve
+from serve_apps.memory import serving_shape
+from tests.estimator.models import (
+    GPT_OSS_20B,
+    LLAMA_2_7B,
+    LLAMA_2_70B,
+    LLAMA_3_8B,
+    LLAMA_31_70B,
+    MIXTRAL_8X7B,
+    QWEN3_06B,
+    QWEN25_3B,
+    Shapes,
+    model_of,
+    packed,
+    shapes_of,
+)
+
+GIB = 1 << 30
+LLAMA_8B = model_of(LLAMA_3_8B | {"max_position_embeddings": 8192})
+LLAMA_31_8B = model_of(LLAMA_3_8B | {"max_position_embeddings": 131072})
+DEEPSEEK = LLAMA_3_8B | {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_hidden_layers": 61}
+
+
+def card(name: str) -> Gpu:
+    found = find(name)
+    assert found
+    return found
+
+
+def on(product: str, model: ModelShape, share: float = 1.0, **engine: Any) -> ServeEstimate:
+    return estimate_serve(engine, model=model, device=share_of(card(product), share), most_gpus=8)
+
+
+def sizes(found: ServeEstimate) -> dict[str, int]:
+    return {term.name: term.size_bytes for term in found.estimate.fixed.terms}
+
+
+@pytest.mark.parametrize(("ways", "gibibytes"), [(1, 14.96), (2, 7.48)])
+def test_weights_of_llama_3_8b_are_what_vllm_says(ways: int, gibibytes: float):
+    """vLLM, pull request 10511: "model weights take 14.96GiB", with -tp 2 7.48 GiB, on 79.22 GiB, of which
+    it could use 71.29."""
+    found = on("A100-SXM4-80GB", LLAMA_8B, tensor_parallel_size=ways, gpu_memory_utilization=0.9)
+    assert sizes(found)["weights"] / GIB == pytest.approx(gibibytes, abs=0.005)
+    assert found.budget_bytes is not None
+    assert found.budget_bytes / GIB == pytest.approx(71.29, rel=0.025)
+    assert found.budget_bytes / GIB < 71.29, "nothing is promised that is not there"
+
+
+@pytest.mark.parametrize(("tokens", "gibibytes"), [(20_000, 2.07), (29_000, 2.99)])
+def test_activations_of_a_batch_are_what_vllms_profile_run_saw(tokens: int, gibibytes: float):
+    """vLLM, issue 10517: Llama-3.1-8B on an RTX 3090; 17.06 and 17.98 GiB at most, 14.99 of it weights."""
+    found = on("RTX-3090", LLAMA_31_8B, max_num_batched_tokens=tokens, max_model_len=tokens)
+    assert sizes(found)["activations"] / GIB == pytest.approx(gibibytes, rel=0.1)
+    assert sizes(found)["activations"] / GIB > gibibytes
+
+
+def test_a_prompt_that_passes_at_once_decides_what_fits_on_a_3090():
+    """The same issue: 20,000 tokens start and 29,000 do not, for want of KV cache."""
+    fits, fails = (
+        on("RTX-3090", LLAMA_31_8B, max_model_len=n, max_num_batched_tokens=n, gpu_memory_utilization=0.9)
+        for n in (20_000, 29_000)
+    )
+    assert (fits.fits, fails.fits) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("config", "ways", "gibibytes", "tokens"),
+    [
+        # vLLM, issue 10517: 1,952 blocks of 16, and 1,478.
+        (LLAMA_3_8B, 1, 3.81, 31_232),
+        (LLAMA_3_8B, 1, 2.89, 23_648),
+        # vLLM, issue 21348: Qwen3-235B-A22B-FP8 on four H100.
+        (
+            QWEN3_06B | {"num_hidden_layers": 94, "num_attention_heads": 64, "num_key_value_heads": 4},
+            4,
+            8.11,
+            178_880,
+        ),
+        # vLLM, recipes pull request 12: 62 GiB for 262,144 tokens of Qwen3-Coder-480B on one worker.
+        (
+            QWEN3_06B | {"num_hidden_layers": 62, "num_attention_heads": 96, "num_key_value_heads": 8},
+            1,
+            62.0,
+            262_144,
+        ),
+    ],
+)
+def test_a_cache_holds_as_many_tokens_as_vllm_says(
+    config: dict[str, Any], ways: int, gibibytes: float, tokens: int
+):
+    found = on("H100-SXM5-80GB", model_of(config), tensor_parallel_size=ways, max_model_len=1024).estimate
+    held = found.tokens(found.fixed.device_bytes + int(gibibytes * GIB))
+    assert held == pytest.approx(tokens, rel=0.02)
+    assert held % 16 == 0
+
+
+def int8(name: str, shape: list[int]) -> Shapes:
+    return {f"{name}.weight": ("I8", shape), f"{name}.weight_scale": ("BF16", [shape[0], 1])}
+
+
+def test_weights_of_llama_31_70b_in_8_bits_are_what_vllm_says():
+    """vLLM, pull request 12569: w8a8, "model weights take 67.72GiB". Embedding and head stay in 16 bits."""
+    config = LLAMA_31_70B | {"quantization_config": {"quant_method": "compressed-tensors"}}
+    found = on("H100-SXM5-80GB", model_of(config, packed(shapes_of(config), int8)), max_model_len=2048)
+    assert sizes(found)["weights"] / GIB == pytest.approx(67.72, abs=0.05)
+
+
+def test_gpt_oss_20b_is_counted_by_what_its_blocks_stand_for():
+    """OpenAI's model card: 20.9 billion parameters, 3.6 of them active, 12.8 GiB of checkpoint."""
+    experts = {}
+    for layer in range(24):
+        name = f"model.layers.{layer}.mlp.experts"
+        for matrix, rows in (("gate_up_proj", 5760), ("down_proj", 2880)):
+            experts[f"{name}.{matrix}_blocks"] = ("U8", [32, rows, 90, 16])
+            experts[f"{name}.{matrix}_scales"] = ("U8", [32, rows, 90])
+            experts[f"{name}.{matrix}_bias"] = ("BF16", [32, rows])
+        experts[f"model.layers.{layer}.mlp.router.weight"] = ("BF16", [32, 2880])
+    rest = {n: s for n, s in shapes_of({**GPT_OSS_20B, "num_local_experts": 0}).items() if ".mlp." not in n}
+    model = model_of(GPT_OSS_20B, rest | experts)
+    assert model.total / 1e9 == pytest.approx(20.91, abs=0.01)
+    assert model.parameters.active / 1e9 == pytest.approx(3.6, abs=0.6)
+    assert sizes(on("RTX-4090", model))["weights"] / GIB == pytest.approx(12.8, abs=0.1)
+    assert on("RTX-4080", model, max_model_len=8192, max_num_seqs=64).fits is False
+    assert on("RTX-4090", model, max_model_len=32768).fits is True
+
+
+def test_workers_beyond_the_kv_heads_hold_a_copy_of_one():
+    two_heads = model_of(QWEN25_3B)
+    each = {n: on("L4", two_heads, tensor_parallel_size=n).estimate.bytes_per_token for n in (1, 2, 4, 8)}
+    assert each == {1: 36 << 10, 2: 18 << 10, 4: 18 << 10, 8: 18 << 10}
+
+
+def test_every_worker_holds_the_whole_latent_vector_of_mla():
+    each = [on("H100-SXM5-80GB", model_of(DEEPSEEK), tensor_parallel_size=n) for n in (1, 8)]
+    assert [found.estimate.bytes_per_token for found in each] == [70_272, 70_272]
+
+
+def test_windowed_layers_keep_the_window_and_the_batches_on_their_way():
+    model = model_of(LLAMA_3_8B | {"sliding_window": 4096, "max_position_embeddings": 131072})
+    found = on("L4", model, max_model_len=131072, max_num_batched_tokens=2048)
+    assert found.estimate.bytes_per_sequence == (4096 + 2 * 2048) * (128 << 10)
+    short = on("L4", model, max_model_len=1000)
+    assert short.estimate.bytes_per_sequence == 1000 * (128 << 10)
+    gemma = LLAMA_3_8B | {"model_type": "gemma3_text", "sliding_window": 1024, "num_hidden_layers": 30}
+    every_sixth = on("L4", model_of(gemma), max_model_len=100_000, max_num_batched_tokens=2048).estimate
+    assert every_sixth.bytes_per_sequence == 4096 * (5 * 100_000 + 25 * (1024 + 4096))
+
+
+def test_an_fp8_cache_holds_twice_as_many_tokens():
+    plain, half = (on("L4", LLAMA_8B, **more) for more in ({}, {"kv_cache_dtype": "fp8"}))
+    assert half.estimate.bytes_per_token * 2 == plain.estimate.bytes_per_token == 128 << 10
+    assert half.tokens == pytest.approx(2 * (plain.tokens or 0), abs=32)
+
+
+def test_weights_in_8_bits_are_half_but_for_embedding_and_head():
+    plain, fp8 = (sizes(on("L4", LLAMA_8B, **more)) for more in ({}, {"quantization": "fp8"}))
+    assert plain["weights"] - fp8["weights"] == 8_030_261_248 - 2 * 128256 * 4096
+
+
+def test_in_32_bits_everything_is_twice_as_large():
+    plain, wide = (on("A100-SXM4-80GB", LLAMA_8B, **more) for more in ({}, {"dtype": "float32"}))
+    assert sizes(wide)["weights"] == 2 * sizes(plain)["weights"]
+    assert wide.estimate.bytes_per_token == 2 * plain.estimate.bytes_per_token
+
+
+def test_adapters_have_room_for_as_many_as_work_at_once():
+    one = sizes(on("L4", LLAMA_8B, enable_lora=True))["adapters"]
+    assert one == 2 * 41_943_040, "rank 16 of all linear layers, in 16 bits"
+    more = sizes(on("L4", LLAMA_8B, enable_lora=True, max_loras=4, max_lora_rank=64))["adapters"]
+    assert more == 4 * 4 * one
+    assert "adapters" not in sizes(on("L4", LLAMA_8B, max_loras=4))
+
+
+def test_workers_divide_one_side_of_an_adapter_and_hold_the_other():
+    """vLLM's fully_sharded_loras is off: of q, k, v, gate and up A is whole, of o and down B."""
+    four = sizes(on("L4", LLAMA_8B, enable_lora=True, tensor_parallel_size=4))["adapters"]
+    others = 32 * (2 * 4096 + 2 * 1024 + 3 * 14336)
+    assert four == 2 * 16 * (32 * 7 * 4096 + others // 4)
+
+
+@pytest.mark.parametrize(("stages", "layers"), [(2, 40), (3, 27), (7, 12)])
+def test_a_pipeline_is_as_large_as_its_largest_stage(stages: int, layers: int):
+    """80 layers; the embedding is on the first stage, the head on the last."""
+    found = on("A100-SXM4-80GB", model_of(LLAMA_2_70B), pipeline_parallel_size=stages)
+    block = (68_976_648_192 - 2 * 32000 * 8192) / 80
+    assert sizes(found)["weights"] == pytest.approx(2 * (layers * block + 32000 * 8192), rel=1e-6)
+    assert found.estimate.bytes_per_token == layers * 2 * 8 * 128 * 2
+
+
+def test_a_tied_head_is_on_the_last_stage_too():
+    found = on("L4", model_of(QWEN3_06B), pipeline_parallel_size=2)
+    table = 151936 * 1024
+    assert sizes(found)["weights"] == pytest.approx(2 * ((596_049_920 - table) / 2 + table), rel=1e-6)
+
+
+def test_graphs_are_captured_on_gpus_unless_told_otherwise():
+    assert sizes(on("L4", LLAMA_8B))["CUDA graphs"] == 512 << 20
+    assert "CUDA graphs" not in sizes(on("L4", LLAMA_8B, enforce_eager=True))
+    on_cpu = estimate_serve({}, model=LLAMA_8B, device=host_memory(64 * GIB), most_gpus=0)
+    assert "CUDA graphs" not in sizes(on_cpu)
+
+
+@pytest.mark.parametrize(
+    ("product", "tokens", "seqs"),
+    [
+        ("A100-SXM4-80GB", 2048, 256),
+        ("H100-SXM5-80GB", 8192, 1024),
+        ("H200-SXM5-141GB", 8192, 1024),
+        ("B200", 16384, 1024),
+        ("RTX-4090", 2048, 256),
+        (None, 2048, 128),
+    ],
+)
+def test_batches_are_those_of_vllms_api_server_on_that_card(product: str | None, tokens: int, seqs: int):
+    gpu = card(product) if product else None
+    found = serving_shape(
+        {}, model=LLAMA_31_8B, card_bytes=gpu.memory_bytes if gpu else None, product=gpu.nvml if gpu else None
+    )
+    assert (found.max_num_batched_tokens, found.max_num_seqs) == (tokens, seqs)
+
+
+def test_a_prompt_passes_at_once_without_chunks():
+    def of(**engine: Any) -> int:
+        return serving_shape(engine, model=LLAMA_31_8B, card_bytes=24 * GIB).max_num_batched_tokens
+
+    assert of(enable_chunked_prefill=False, max_model_len=30_000) == 30_000
+    assert of(enable_chunked_prefill=False, max_model_len=500) == 2048
+    assert of(max_model_len=100, max_num_seqs=4) == 400
+
+
+def test_experts_are_all_in_memory_and_their_activations_are_of_those_picked():
+    found = on("H200-SXM5-141GB", model_of(MIXTRAL_8X7B), max_num_batched_tokens=16384, max_num_seqs=16)
+    assert sizes(found)["weights"] == 2 * 46_702_792_704
+    assert sizes(found)["activations"] == 16384 * (8 * 4096 + 6 * 2 * 14336)
+
+
+def test_a_share_of_a_card_is_a_share_of_its_budget():
+    model = model_of(QWEN25_3B)
+    whole, half = (on("L4", model, share, max_model_len=4096) for share in (1.0, 0.5))
+    assert half.budget_bytes == pytest.approx((whole.budget_bytes or 0) / 2, rel=1e-3)
+    said = on("L4", model, 0.5, max_model_len=4096, gpu_memory_utilization=0.4)
+    assert said.budget_bytes == pytest.approx(0.4 * 0.97 * card("L4").memory_bytes, rel=1e-6)
+    assert (said.allowed.name, whole.allowed.name) == ("0.4 of NVIDIA L4", "0.92 of NVIDIA L4")
+
+
+def test_concurrency_is_the_cache_by_whole_sequences():
+    found = on("A100-SXM4-80GB", LLAMA_8B, max_model_len=8192)
+    assert found.tokens and found.sequences == pytest.approx(found.tokens / 8192, rel=1e-3)
+    assert found.largest_max_model_len == 8192, "no longer than the model's own"
+    small = on("RTX-3090", LLAMA_31_8B, max_model_len=4096)
+    assert small.tokens is not None and 8192 < small.tokens < 131072
+    assert small.largest_max_model_len == small.tokens
+
+
+def test_a_cache_of_a_given_size_is_what_vllm_takes():
+    model = model_of(LLAMA_2_7B)
+    found = on("A100-SXM4-80GB", model, kv_cache_memory_bytes=8 * GIB)
+    assert found.budget_bytes == found.estimate.fixed.device_bytes + 8 * GIB
+    assert (found.tokens, found.sequences) == (16_384, 4.0)
