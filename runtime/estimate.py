@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from cluster.estimator.device import Device, share_of
 from cluster.estimator.hardware import Hardware
+from cluster.estimator.reading import shape_or_none
 from cluster.estimator.terms import Estimate, Term
 from cluster.estimator.words import GIB
 from cluster.gpus import Gpu, catalogue, find
@@ -19,7 +20,6 @@ from runtime.core.lookup import did_you_mean
 from serve_apps import estimate as serving
 from serve_apps.plan import ServePlan, plan_serve
 from serve_apps.plan_memory import device_of as device_of_serving
-from serve_apps.plan_memory import shape_or_none
 from serve_apps.spec import ServeSpec
 from storage.store import Store, open_store
 from train_jobs import estimate as training

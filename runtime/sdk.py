@@ -220,9 +220,8 @@ class Tandem:
         """
         self._check_environments()
         plan = self.plan_serve(spec)
-        wanted = serve_request(plan)
-        if no_wait and wanted is not None:
-            refuse_without_room(self.dashboard_url, wanted)
+        if no_wait:
+            refuse_without_room(self.dashboard_url, serve_request(plan))
         http_port = int(self._local.http_url.rpartition(":")[2]) if self._local else None
         application = plan.application() | {"runtime_env": {"env_vars": self._code()}}
         front = FRONT_APPLICATION | {"runtime_env": application["runtime_env"]}

@@ -12,6 +12,7 @@ from cluster.applications import FRONT
 from cluster.estimator.device import Device, host_memory
 from cluster.estimator.model import ModelShape
 from cluster.estimator.planned import PlannedMemory
+from cluster.estimator.reading import shape_or_none
 from cluster.inventory import Inventory
 from cluster.placement import Free, NoRoom, place
 from runtime.core.config import ConfigModel
@@ -20,7 +21,7 @@ from serve_apps.adapters import plan_adapters
 from serve_apps.arguments import faults
 from serve_apps.autoscaling import autoscaling_config
 from serve_apps.defaults import cpu_arguments, gpu_arguments, workers
-from serve_apps.plan_memory import check_memory, device_of, shape_or_none
+from serve_apps.plan_memory import check_memory, device_of
 from serve_apps.request import request
 from serve_apps.spec import ServeSpec
 from storage.models import ModelVersion
@@ -193,10 +194,9 @@ def plan_serve(
         placement_group_bundles=_bundles(spec) if over_nodes else [],
         max_ongoing_requests=spec.max_ongoing_requests + spec.max_queued_requests + _ROOM_TO_REFUSE,
     )
-    wanted = request(plan)
-    place_ = place(Free.of(inventory), wanted) if wanted is not None else None
-    if isinstance(place_, NoRoom) and memory_must_fit:
-        raise ConfigError(f"serve app {spec.name} can never have room here: {place_.reason}")
+    found_place = place(Free.of(inventory), request(plan))
+    if isinstance(found_place, NoRoom) and memory_must_fit:
+        raise ConfigError(f"serve app {spec.name} can never have room here: {found_place.reason}")
     return plan
 
 

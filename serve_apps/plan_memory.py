@@ -6,26 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.estimator.device import Device, host_memory, share_of
-from cluster.estimator.model import ModelShape, model_shape
+from cluster.estimator.model import ModelShape
 from cluster.estimator.planned import PlannedMemory, fault, planned_memory
 from cluster.estimator.words import gib
 from cluster.gpus import find
 from cluster.inventory import Inventory
-from runtime.core.errors import ConfigError, StorageError
 from serve_apps.estimate import ServeEstimate, estimate_serve
-from storage.models import ModelVersion
-from storage.tensors import tensors_in
 
 CPU_KV_CACHE_BYTES = 1 << 30
 """Of an engine without a GPU whose share of memory nobody said; vLLM would take 90% of the machine's."""
-
-
-def shape_or_none(model: ModelVersion) -> ModelShape | None:
-    """The model as the estimator looks at it; None where its files do not tell (no safetensors headers)."""
-    try:
-        return model_shape(model.ref, tensors_in(model.files), model.config())
-    except (ConfigError, StorageError):
-        return None
 
 
 def device_of(*, inventory: Inventory, gpus: float, memory_bytes: int | None, workers: int) -> Device | None:

@@ -12,17 +12,15 @@ if TYPE_CHECKING:
     from serve_apps.plan import ServePlan
 
 
-def request(plan: ServePlan) -> Request | None:
-    """A place for its least number of replicas; None where it may begin without any."""
+def request(plan: ServePlan) -> Request:
+    """A place for its first replicas: ``min_replicas``, and one where that is 0."""
     spec = plan.spec
-    if not spec.autoscaling.min_replicas:
-        return None
     gpus = spec.resources.gpus or 0.0
     count = workers(plan.engine) if gpus else 1
     return Request(
         name=spec.name,
         kind="serve",
-        groups=spec.autoscaling.min_replicas,
+        groups=max(1, spec.autoscaling.min_replicas),
         workers_per_group=count,
         gpus_per_worker=gpus,
         cpus_per_worker=spec.resources.cpus / count,

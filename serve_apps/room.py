@@ -1,4 +1,4 @@
-"""Waiting until the cluster has room for an app's least number of replicas."""
+"""Waiting until the cluster has room for an app's first replicas."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ def wait_for_room(plan: ServePlan) -> None:
         ConfigError: the cluster can never hold it.
     """
     wanted = request(plan)
-    if wanted is None:
-        return
     place = Place([wanted], priority=plan.spec.priority)
     if place.is_held_already():
         return

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from cluster.estimator.device import Device, host_memory, share_of
-from cluster.estimator.model import ModelShape, model_shape
 from cluster.estimator.planned import fault
+from cluster.estimator.reading import shape_or_none
 from cluster.estimator.words import gib
 from cluster.gpus import find
 from cluster.inventory import Inventory
-from runtime.core.errors import ConfigError, StorageError
 from storage.models import ModelVersion
-from storage.tensors import tensors_in
 from train_jobs.advice import Draft
 from train_jobs.estimate import TrainEstimate, estimate_train
 
@@ -32,14 +30,6 @@ class MemoryOf(Protocol):
     @property
     def num_workers(self) -> int:
         """Data-parallel workers."""
-
-
-def shape_or_none(model: ModelVersion) -> ModelShape | None:
-    """The model as the estimator looks at it; None where its files do not tell (no safetensors headers)."""
-    try:
-        return model_shape(model.ref, tensors_in(model.files), model.config())
-    except (ConfigError, StorageError):
-        return None
 
 
 def workers_per_node(num_workers: int, inventory: Inventory | None, *, on_gpu: bool) -> int:

@@ -16,8 +16,9 @@ from cluster.waiting import Admitted, Decision, Held, Refused, Waiting, admit
 
 LEASE_S = 30.0
 """Who neither asks nor renews for so long is gone."""
-STARTING_S = 600.0
-"""So long a granted app may take until its replicas tell their shares."""
+STARTING_S = 120.0
+"""So long a granted app may take until its replicas tell their shares, which they do before they load
+anything. From then on what Ray has reserved for them counts; of one that failed nothing is kept."""
 
 
 @dataclass
