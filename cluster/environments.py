@@ -137,6 +137,8 @@ def process_env(name: str) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # As NVML counts; CUDA's own order is the fastest card first.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
     if name == "train":
         # USE_RAY would send run_exp to LLaMA-Factory's own launcher, which takes every GPU of the cluster.

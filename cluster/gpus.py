@@ -75,7 +75,7 @@ def catalogue() -> tuple[Gpu, ...]:
     return tuple(Gpu(**entry) for entry in json.loads(Path(__file__).with_name("gpus.json").read_text()))
 
 
-def find(name: str) -> Gpu | None:
+def find(name: str, *, largest: bool = False) -> Gpu | None:
     """The GPU of this name, as NVML, Kubernetes or Ray spells it, or the short name; None where unknown.
 
     Capitals do not count, and spaces, hyphens and underscores are one. The longest name that stands in
@@ -83,8 +83,8 @@ def find(name: str) -> Gpu | None:
     product (``RTX 4090 Laptop GPU`` is no RTX 4090).
 
     Where several products answer, as to Ray's ``A100``, it is the one with the least memory, of those the one
-    with the least bandwidth and FLOPs: what is promised of memory holds on all of them. A size beside the
-    name narrows that: ``A100 80GB``, or Ray's ``A100-80G``, is the least of those with 80 GB.
+    with the least bandwidth and FLOPs: what is promised of memory holds on all of them. With ``largest`` it
+    is the one with the most. A size beside the name narrows that: ``A100 80GB``, or Ray's ``A100-80G``.
 
     With a MIG profile (``NVIDIA A100-SXM4-80GB MIG 3g.40gb``, in Kubernetes ``-MIG-3g.40gb``) it is the
     slice: 3/7 of the card's FLOPs, and of its bandwidth four slices of the memory's eight. The memory is the
@@ -94,12 +94,12 @@ def find(name: str) -> Gpu | None:
     words = _words(name)
     if "mig" in words:
         at = words.index("mig")
-        card = _find(words[:at])
+        card = _find(words[:at], largest)
         return _slice(card, words[at + 1]) if card and at + 1 < len(words) else None
-    return _find(words)
+    return _find(words, largest)
 
 
-def _find(words: Sequence[str]) -> Gpu | None:
+def _find(words: Sequence[str], largest: bool) -> Gpu | None:
     fits = [
         (len(" ".join(spelling)), gpu, beside)
         for spelling, gpu in _spellings()
@@ -117,7 +117,7 @@ def _find(words: Sequence[str]) -> Gpu | None:
         gpus = [gpu for gpu in gpus if gpu.memory_bytes <= min(sizes) * _GIB]
         most = max((gpu.memory_bytes for gpu in gpus), default=0)
         gpus = [gpu for gpu in gpus if gpu.memory_bytes == most]
-    return min(
+    return (max if largest else min)(
         gpus,
         key=lambda gpu: (gpu.memory_bytes, gpu.memory_bandwidth_bytes_per_s, gpu.fp16_flops),
         default=None,

@@ -76,8 +76,12 @@ class Inventory:
 
     @property
     def resources(self) -> dict[str, float]:
-        """What all nodes have together, in Ray's names: ``{"CPU": 2.0, "GPU": 1.0}``."""
-        return {"CPU": sum(node.cpus for node in self.nodes), "GPU": float(self.cards)}
+        """What all nodes have together, in Ray's names: ``{"CPU": 2.0, "GPU": 1.0, "memory": 1e10}``."""
+        return {
+            "CPU": sum(node.cpus for node in self.nodes),
+            "GPU": float(self.cards),
+            "memory": float(sum(node.memory_bytes for node in self.nodes)),
+        }
 
     @property
     def accelerators(self) -> dict[str, float]:

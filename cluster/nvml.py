@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime.core.log import get_logger
+
+_log = get_logger(__name__)
 _RECORDED = "TANDEM_NVML_READING"
 
 
@@ -37,7 +40,12 @@ def read_cards() -> list[CardReading]:
     with _nvml() as nvml:
         if nvml is None:
             return []
-        found = [card for index in range(nvml.nvmlDeviceGetCount()) for card in _cards_of(nvml, index)]
+        try:
+            found = [card for index in range(nvml.nvmlDeviceGetCount()) for card in _cards_of(nvml, index)]
+        except nvml.NVMLError as error:
+            # All or none: the others' numbers would not be theirs without the one that is lost.
+            _log.warning("NVML does not tell of this machine's GPUs: %s", error)
+            return []
     return _visible(found)
 
 

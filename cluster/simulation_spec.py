@@ -11,7 +11,7 @@ from cluster.gpus import find
 from cluster.inventory import Card, Inventory, Node
 from cluster.placement import Request
 from cluster.placement.request import Kind, Strategy
-from cluster.waiting import CLASSES
+from cluster.priority import CLASSES
 from runtime.core.config import ConfigModel
 from runtime.core.errors import ConfigError
 

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 
 from cluster.placement import Free, NoRoom, Placement, Request, place, place_to_come
 from cluster.placement.request import ANY
+from cluster.priority import CLASSES
 from runtime.core.errors import ConfigError
 from runtime.core.lookup import did_you_mean
-
-CLASSES = ("interactive", "serving", "training", "batch")
-"""Priority classes, the highest first."""
 
 PROMOTED_AFTER_S = 600.0
 """So long a request waits in its class until it counts as one class higher; batch work is at the top after 30

@@ -18,7 +18,8 @@ from runtime.core.config import blamed_on, load_spec, read_mapping
 from runtime.core.errors import ConfigError
 from runtime.core.lookup import did_you_mean
 from serve_apps import estimate as serving
-from serve_apps.plan import ServePlan, plan_serve
+from serve_apps.defaults import workers as workers_of
+from serve_apps.plan import plan_serve
 from serve_apps.plan_memory import device_of as device_of_serving
 from serve_apps.spec import ServeSpec
 from storage.store import Store, open_store
@@ -124,7 +125,8 @@ def gpu_named(name: str) -> Gpu:
 
 def machine_with(gpu: Gpu, count: int) -> Inventory:
     """A node that nobody has yet: so many GPUs, and enough of everything else."""
-    cards = tuple(Card(index, gpu.memory_bytes, gpu.nvml) for index in range(count))
+    # With a UUID, as if NVML had been read: the card is known.
+    cards = tuple(Card(index, gpu.memory_bytes, gpu.nvml, f"imagined-{index}") for index in range(count))
     return Inventory.of([Node("imagined", 64.0 * count, 4096 * GIB, cards, gpu.ray)])
 
 
@@ -179,7 +181,7 @@ def estimate_app(spec: ServeSpec, store: Store, *, inventory: Inventory, gpu: Gp
     store = open_store(spec.store) if spec.store else store
     plan = plan_serve(spec, store=store, inventory=inventory, memory_must_fit=False)
     model = shape_or_none(store.model(plan.spec.model))
-    workers = _workers(plan)
+    workers = workers_of(plan.engine)
     device = device_of_serving(
         inventory=inventory,
         gpus=plan.spec.resources.gpus or 0.0,
@@ -355,11 +357,6 @@ def _micro_batches(plan: TrainPlan) -> int:
     return plan.num_workers * int(plan.llamafactory.get("gradient_accumulation_steps", 1))
 
 
-def _workers(plan: ServePlan) -> int:
-    engine: Mapping[str, Any] = plan.engine
-    return int(engine.get("tensor_parallel_size", 1)) * int(engine.get("pipeline_parallel_size", 1))
-
-
 def _common(estimate: Estimate, device: Device, needed_bytes: int, ways: Iterable[Any]) -> dict[str, Any]:
     known = device.available_bytes is not None
     return {
@@ -377,6 +374,7 @@ def _common(estimate: Estimate, device: Device, needed_bytes: int, ways: Iterabl
 def _not_known(model: str) -> ConfigError:
     return ConfigError(
         f"model is {model!r}, whose files do not tell what it consists of: an estimate reads the headers of "
-        "its .safetensors files and its config.json. Save it again with save_pretrained, or name another GPU "
-        "with --gpu where this one is not in the catalogue."
+        "its .safetensors files and its config.json. Save it again with save_pretrained. Or its GPU is not in "
+        "the catalogue (name one with --gpu), or its recipe has an argument that is not reckoned: see "
+        "docs/estimator.md."
     )

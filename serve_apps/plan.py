@@ -176,7 +176,7 @@ def plan_serve(
         over_nodes=over_nodes,
         most_gpus=inventory.most_cards_on_a_node,
     )
-    if found and memory_must_fit:
+    if found and memory_must_fit and spec.memory_check == "refuse":
         raise ConfigError(f"serve app {spec.name} cannot be deployed.\n  " + "\n  ".join(found))
     plan = ServePlan(
         spec=resolved,

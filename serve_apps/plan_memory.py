@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.estimator.device import Device, host_memory, share_of
+from cluster.estimator.device import Device, card_share, host_memory
 from cluster.estimator.model import ModelShape
 from cluster.estimator.planned import PlannedMemory, fault, planned_memory
 from cluster.estimator.words import gib
-from cluster.gpus import find
 from cluster.inventory import Inventory
 from serve_apps.estimate import ServeEstimate, estimate_serve
 
@@ -29,12 +28,7 @@ def device_of(*, inventory: Inventory, gpus: float, memory_bytes: int | None, wo
         None where the GPU is not in the catalogue: nothing can be said then.
     """
     if gpus and not inventory.is_logical:
-        counted = inventory.accelerators
-        # Any product may be the one: what is promised must hold on the smallest.
-        known = [find(name) for name in counted]
-        if not known or None in known:
-            return None
-        return share_of(min((gpu for gpu in known if gpu), key=lambda gpu: gpu.memory_bytes), gpus)
+        return card_share(inventory, None, gpus)
     if memory_bytes is not None:
         return host_memory(memory_bytes // workers)
     if gpus:
@@ -66,7 +60,9 @@ def check_memory(
     found = estimate_serve(engine, model=model, device=device, most_gpus=most_gpus)
     cache = _cache_bytes(found)
     planned = planned_memory(found.estimate.fixed, device, more={"KV cache": cache})
-    return planned, _faults(found, planned)
+    asked = engine.get("kv_cache_memory_bytes")
+    least = planned.needed_bytes if isinstance(asked, int) else found.estimate.least_bytes
+    return planned.model_copy(update={"least_bytes": least}), _faults(found, planned)
 
 
 def _cache_bytes(found: ServeEstimate) -> int:

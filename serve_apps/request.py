@@ -16,6 +16,7 @@ def request(plan: ServePlan) -> Request:
     """A place for its first replicas: ``min_replicas``, and one where that is 0."""
     spec = plan.spec
     gpus = spec.resources.gpus or 0.0
+    refuses = spec.memory_check == "refuse"
     count = workers(plan.engine) if gpus else 1
     return Request(
         name=spec.name,
@@ -25,7 +26,7 @@ def request(plan: ServePlan) -> Request:
         gpus_per_worker=gpus,
         cpus_per_worker=spec.resources.cpus / count,
         memory_bytes_per_worker=(spec.resources.memory_bytes or 0) // count,
-        card_bytes_per_worker=plan.memory.needed_bytes if plan.memory and gpus else 0,
+        card_bytes_per_worker=plan.memory.on_card if refuses and plan.memory and gpus else 0,
         # Serve puts a replica on whatever GPUs there are.
         accelerator_type=ANY,
     )

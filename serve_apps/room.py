@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cluster.ledger.client import NeverFits, Place
+from ray import serve
+
+from cluster.ledger.client import NeverFits, Place, Stopped
 from runtime.core.errors import ConfigError
 from runtime.core.log import get_logger
 from serve_apps.plan import ServePlan
@@ -16,17 +18,31 @@ def wait_for_room(plan: ServePlan) -> None:
     """Return when there is room. An app that runs already keeps its own: Serve replaces its replicas.
 
     Raises:
-        ConfigError: the cluster can never hold it.
+        ConfigError: the cluster can never hold it, or the app was taken back while it waited.
     """
     wanted = request(plan)
     place = Place([wanted], priority=plan.spec.priority)
     if place.is_held_already():
         return
     try:
-        place.wait(timeout_s=_FOR_EVER_S, tell=lambda why: _log.warning("%s waits: %s", wanted.name, why))
+        place.wait(
+            timeout_s=_FOR_EVER_S,
+            tell=lambda why: _log.warning("%s waits: %s", wanted.name, why),
+            should_stop=lambda: not _is_wanted(wanted.name),
+        )
     except NeverFits as error:
         raise ConfigError(f"app {wanted.name} has no room: {error}") from None
-    except BaseException:
-        place.close()  # the app was taken back
-        raise
-    place.starts()
+    except Stopped:
+        raise ConfigError(f"app {wanted.name} was ended while it waited for room.") from None
+    finally:
+        # What was granted stands for the replicas; what still waits does so no longer.
+        place.starts()
+
+
+def _is_wanted(name: str) -> bool:
+    """Whether Serve still means to run the app; it does not end what builds one that is deleted."""
+    apps = serve.status().applications
+    if name in apps:
+        return bool(apps[name].status != "DELETING")
+    # With plain Ray tools the application may have another name than its spec.
+    return any(app.status == "DEPLOYING" for app in apps.values())

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import ByteSize, Field, field_validator, model_validator
 
+from cluster.priority import Priority
 from runtime.core.config import ConfigModel
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -138,7 +139,11 @@ class ServeSpec(ConfigModel):
     resources: Resources = Resources()
     """What one replica reserves."""
 
-    priority: Literal["interactive", "serving", "training", "batch"] = "serving"
+    memory_check: Literal["refuse", "warn"] = "refuse"
+    """What happens where the estimate says that the engine needs more memory than it has: the app is refused,
+    or vLLM decides."""
+
+    priority: Priority = "serving"
     """The class in which the app waits where there is no room for ``min_replicas``: ``interactive`` before
     ``serving`` before ``training`` before ``batch``, then by age."""
 

@@ -111,6 +111,9 @@ class TrainPlan(ConfigModel):
     failure: Failure = Failure()
     """How often and how long the run tries again."""
 
+    memory_check: Literal["refuse", "warn"] = "refuse"
+    """What happens where workers would need more memory than they have."""
+
     priority: str = "training"
     """The class in which it waits for room."""
 
@@ -256,6 +259,7 @@ def plan_train(
         elastic_resize_monitor_interval_s=spec.scaling.elastic_resize_monitor_interval_s,
         checkpoints=spec.checkpoints,
         failure=spec.failure,
+        memory_check=spec.memory_check,
         priority=spec.priority,
         merge=spec.merge,
         notes=[*notes, *([note] if note else [])],
@@ -265,6 +269,8 @@ def plan_train(
     if go_on_with is not None:
         accumulation_for(plan, go_on_with)
     plan, faults = _with_memory(plan, spec, store, inventory, gpus_per_worker)
+    if spec.memory_check == "warn":
+        plan, faults = plan.model_copy(update={"notes": [*plan.notes, *faults]}), []
     if not faults and inventory is not None:
         faults = _never(plan, inventory)
     if faults and memory_must_fit:

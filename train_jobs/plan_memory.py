@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from cluster.estimator.device import Device, host_memory, share_of
+from cluster.estimator.device import Device, card_share, host_memory
 from cluster.estimator.planned import fault
 from cluster.estimator.reading import shape_or_none
 from cluster.estimator.words import gib
-from cluster.gpus import find
 from cluster.inventory import Inventory
 from storage.models import ModelVersion
 from train_jobs.advice import Draft
 from train_jobs.estimate import TrainEstimate, estimate_train
+
+_NOT_RECKONED = (
+    "enable_liger_kernel", "use_unsloth", "use_unsloth_gc", "use_galore", "use_apollo", "use_badam",
+    "use_muon", "use_adam_mini", "use_kt",
+)  # fmt: skip
+"""Arguments of LLaMA-Factory that take other memory than what is reckoned here: nothing is said of a recipe
+with one."""
 
 
 class MemoryOf(Protocol):
@@ -62,12 +68,7 @@ def device_of(
     if gpus_per_worker and inventory is None:
         return None
     if gpus_per_worker and inventory is not None and not inventory.is_logical:
-        # Where any will do, what is promised must hold on the smallest.
-        names = [accelerator_type] if accelerator_type else list(inventory.accelerators)
-        known = [gpu for name in names if (gpu := find(name))]
-        if len(known) < len(names):
-            return None
-        return share_of(min(known, key=lambda gpu: gpu.memory_bytes), gpus_per_worker)
+        return card_share(inventory, accelerator_type, gpus_per_worker)
     if memory_bytes is not None:
         return host_memory(memory_bytes)
     if inventory is None or not inventory.nodes:
@@ -96,7 +97,7 @@ def estimate_plan(
         reference: The model that ``ref_model`` names.
     """
     model = shape_or_none(base)
-    if model is None:
+    if model is None or any(plan.llamafactory.get(name) for name in _NOT_RECKONED):
         return None
     return estimate_train(
         Draft(plan.llamafactory, plan.deepspeed, plan.num_workers),

@@ -6,11 +6,10 @@ from typing import Any, Literal
 
 from pydantic import ByteSize, Field, field_validator
 
+from cluster.priority import Priority
 from runtime.core.config import ConfigModel
 from runtime.core.errors import ConfigError
 from storage.names import check_name
-
-Priority = Literal["interactive", "serving", "training", "batch"]
 
 
 class Scaling(ConfigModel):
@@ -140,6 +139,10 @@ class TrainSpec(ConfigModel):
     priority: Priority = "training"
     """The class in which the run waits where there is no room: ``interactive`` before ``serving`` before
     ``training`` before ``batch``, then by age."""
+
+    memory_check: Literal["refuse", "warn"] = "refuse"
+    """What happens where the estimate says that a worker needs more memory than it has: the run is refused,
+    or told so in a note."""
 
     merge: bool = False
     """Merge the trained LoRA adapter into its base: the result is a full model."""

@@ -196,4 +196,5 @@ def _that_fit(plans: list[TrainPlan], cluster: Mapping[str, float]) -> int:
         for resource, amount in plan.resources_per_worker.items()
         if amount > 0
     ]
-    return min([*fits, len(plans)])
+    # Tune takes none for no limit.
+    return max(1, min([*fits, len(plans)]))

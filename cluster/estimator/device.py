@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.estimator.advice import Way
 from cluster.estimator.calibration import Calibration, calibration
 from cluster.estimator.hardware import usable_bytes
 from cluster.estimator.words import gib
-from cluster.gpus import Gpu
+from cluster.gpus import Gpu, find
+from cluster.inventory import Inventory, Node
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,38 @@ class Device:
 def share_of(gpu: Gpu, share: float = 1.0) -> Device:
     """A share of one GPU."""
     return Device(gpu, share, int(share * usable_bytes(gpu)))
+
+
+def card_share(inventory: Inventory, accelerator_type: str | None, share: float) -> Device | None:
+    """A share of one card of a cluster, of the smallest that it may be.
+
+    Where NVML was read the card is known. Else several products may answer to Ray's word for it, and the
+    largest of them counts: the ledger reads NVML, and decides; to be refused before is only what none holds.
+
+    Args:
+        accelerator_type: Ray's word for the product; None: any that the cluster has.
+
+    Returns:
+        None where a product is not in the catalogue: nothing can be said then.
+    """
+    wanted = [
+        node
+        for node in inventory.nodes
+        if node.cards and node.accelerator_type and accelerator_type in (None, node.accelerator_type)
+    ]
+    known = [_card_of(node) for node in wanted]
+    if not known or None in known:
+        return None
+    return share_of(min((gpu for gpu in known if gpu), key=lambda gpu: gpu.memory_bytes), share)
+
+
+def _card_of(node: Node) -> Gpu | None:
+    card = node.cards[0]
+    if not (card.uuid and card.product):
+        return find(str(node.accelerator_type), largest=True)
+    gpu = find(card.product)
+    least = min(one.memory_bytes or 0 for one in node.cards)
+    return replace(gpu, memory_bytes=least) if gpu else None
 
 
 def host_memory(available_bytes: int | None) -> Device:

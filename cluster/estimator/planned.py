@@ -17,6 +17,9 @@ class PlannedMemory(ConfigModel):
     needed_bytes: int
     """On its GPU, or without one in the node's memory."""
 
+    least_bytes: int | None = None
+    """With which it starts; None: with ``needed_bytes``. An engine's KV cache takes what there is."""
+
     host_bytes: int = 0
     """In the node's memory, beside what is on the GPU."""
 
@@ -28,6 +31,11 @@ class PlannedMemory(ConfigModel):
 
     terms: dict[str, int]
     """Where the needed bytes go, at their peak."""
+
+    @property
+    def on_card(self) -> int:
+        """What a card must have free for it."""
+        return self.needed_bytes if self.least_bytes is None else self.least_bytes
 
 
 def planned_memory(
@@ -58,5 +66,5 @@ def fault(who: str, needed_bytes: int, device: Device, ways: Sequence[Way]) -> s
     return (
         f"memory: {who} needs {gib(needed_bytes)} and has {gib(device.available_bytes or 0)} "
         f"({device.name}): it does not fit by {gib(device.short_bytes(needed_bytes))}. {advice} Where the "
-        "bytes go: tandem plan."
+        "bytes go: tandem plan. An estimate that you know to be wrong is passed over with memory_check: warn."
     )

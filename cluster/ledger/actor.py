@@ -10,6 +10,7 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.environments import interpreter, process_env
+from cluster.haproxy_rules import BY_PREFIX
 from cluster.inventory import Inventory
 from cluster.ledger.core import Core
 from cluster.ledger.picture import FILE
@@ -70,31 +72,34 @@ class Ledger:
         """What readers have not answered yet."""
         self._last: dict[str, NodeReading] = {}
         self._core = Core()
-        self._bundles: list[dict[str, float]] = []
+        # None: what a ledger before this one has asked for stands until it is told otherwise.
+        self._bundles: list[dict[str, float]] | None = None
         self._lock = threading.Lock()
         self._metrics = _Metrics()
         self._look()
         threading.Thread(target=self._look_for_ever, name="look", daemon=True).start()
 
     def ask(
-        self, sizes: list[Request], *, priority: str, since_s: float, wait: bool = True
+        self, sizes: list[Request], *, priority: str, since_s: float, wait: bool = True, token: str = ""
     ) -> dict[str, Any]:
         """See :meth:`Core.ask`; ``since_s`` in seconds since 1970."""
         # Leases and ages run on a clock that nobody sets.
         now_s = time.monotonic()
         since_s = now_s - max(0.0, time.time() - since_s)
         with self._lock:
-            return self._core.ask(sizes, priority=priority, since_s=since_s, now_s=now_s, wait=wait)
+            return self._core.ask(
+                sizes, priority=priority, since_s=since_s, now_s=now_s, wait=wait, token=token
+            )
 
     def renew(self, name: str) -> bool:
         """See :meth:`Core.renew`."""
         with self._lock:
             return self._core.renew(name, time.monotonic())
 
-    def leave(self, name: str) -> None:
+    def leave(self, name: str, token: str | None = None) -> None:
         """See :meth:`Core.leave`."""
         with self._lock:
-            self._core.leave(name)
+            self._core.leave(name, token)
 
     def starts(self, name: str) -> None:
         """See :meth:`Core.starts`."""
@@ -140,6 +145,9 @@ class Ledger:
         readings = self._read([node.node_id for node in inventory.nodes])
         with self._lock:
             self._core.look(inventory, free, readings, time.monotonic())
+        if self._core.has_lost:
+            self._look_after_lost()
+        with self._lock:
             bundles = self._core.bundles()
         picture = self.picture()
         if bundles != self._bundles:
@@ -150,6 +158,15 @@ class Ledger:
         new.write_text(json.dumps(picture))
         new.replace(self._file)
         self._metrics.tell(picture)
+
+    def _look_after_lost(self) -> None:
+        try:
+            wanted = _replicas()
+        except Exception as error:  # Serve does not answer: it may be on its way back, and want them
+            _log.info("Serve was not asked for its replicas: %r", error)
+            return
+        with self._lock:
+            self._core.keep_lost(wanted)
 
     def _read(self, node_ids: list[str]) -> list[NodeReading]:
         """Every node's reading, side by side: this one's here, the others' by an actor on each."""
@@ -185,6 +202,19 @@ class Ledger:
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False),
             ).remote()
         return self._readers[node_id]
+
+
+def _replicas() -> dict[str, int]:
+    """Replicas of each app that Serve has, or starts."""
+    # Here: asked only while one has died, and Serve's code is a third of this process.
+    from ray import serve
+
+    found: Counter[str] = Counter()
+    for app in serve.status().applications.values():
+        for name, deployment in app.deployments.items():
+            states = deployment.replica_states
+            found[name.removesuffix(BY_PREFIX)] += sum(states.values()) - states.get("STOPPING", 0)
+    return found
 
 
 class Reader:

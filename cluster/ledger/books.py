@@ -69,13 +69,23 @@ def _of(holding: Holding, node: Node) -> list[Share]:
 def not_begun(holdings: Sequence[Holding], grants: Iterable[Grant]) -> list[Share]:
     """Of granted places, those whose process has not told that it is there."""
     told = Counter((one.holder, one.node_id) for one in holdings for _ in (one.cards or ("none",)))
-    found = []
+    left: list[Share] = []
     for grant in grants:
         for share in grant.placement.shares(grant.holder):
             if told[share.holder, share.node_id] > 0:
                 told[share.holder, share.node_id] -= 1
             else:
-                found.append(share)
+                left.append(share)
+    # What holds no card is not pinned: it may have begun on another node than was granted.
+    elsewhere = Counter[str]()
+    for (holder, _), count in told.items():
+        elsewhere[holder] += count
+    found = []
+    for share in left:
+        if elsewhere[share.holder] > 0:
+            elsewhere[share.holder] -= 1
+        else:
+            found.append(share)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -43,10 +44,17 @@ class Room:
 
 
 class Place:
-    """A place asked for and kept, as a context: given back at its end."""
+    """A place asked for and kept, until it is closed.
 
-    def __init__(self, sizes: Sequence[Request], *, priority: str) -> None:
+    Args:
+        sizes: What would do, the most wanted first.
+        since_s: Since when it is wanted, in seconds since 1970: its age in the queue. Default: now.
+    """
+
+    def __init__(self, sizes: Sequence[Request], *, priority: str, since_s: float | None = None) -> None:
         self._sizes, self._priority = list(sizes), priority
+        self._since_s = time.time() if since_s is None else since_s
+        self._token = secrets.token_hex(8)
         self._name = sizes[-1].name
         self._ending = threading.Event()
         self._renewing: threading.Thread | None = None
@@ -71,9 +79,9 @@ class Place:
             WaitTimeout: there was no room in time.
             Stopped: ``should_stop`` said so.
         """
-        since_s, deadline, told = time.time(), time.monotonic() + timeout_s, ""
+        deadline, told = time.monotonic() + timeout_s, ""
         while True:
-            answer = self._ask(since_s, may_wait)
+            answer = self._ask(may_wait)
             if answer is None:
                 return Room(len(self._sizes) - 1, (), None)
             if answer["state"] == "granted":
@@ -101,7 +109,7 @@ class Place:
         self._ending.set()
         if self._renewing is not None:
             self._renewing.join()
-        self._call("leave", self._name)
+        self._call("leave", self._name, self._token)
 
     def starts(self) -> None:
         """End here without giving it back: others tell their shares of it from now on, an app's replicas."""
@@ -110,16 +118,22 @@ class Place:
             self._renewing.join()
         self._call("starts", self._name)
 
-    def _ask(self, since_s: float, may_wait: bool) -> dict[str, Any] | None:
-        return self._call("ask", self._sizes, priority=self._priority, since_s=since_s, wait=may_wait)
+    def _ask(self, may_wait: bool) -> dict[str, Any] | None:
+        return self._call(
+            "ask",
+            self._sizes,
+            priority=self._priority,
+            since_s=self._since_s,
+            wait=may_wait,
+            token=self._token,
+        )
 
     def _renew(self) -> None:
-        since_s = time.time()
         while not self._ending.wait(_RENEW_S):
             is_new = self._call("renew", self._name) is False
             # What has begun tells its shares itself.
             if is_new and self._call("holds_already", self._name) is False:
-                self._ask(since_s, True)
+                self._ask(True)
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """What the ledger answers; None where it cannot: Ray alone then decides who starts."""

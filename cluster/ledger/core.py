@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cluster.inventory import Card, Inventory, Node
-from cluster.ledger.books import Grant, shares_now
+from cluster.ledger.books import OTHERS, Grant, shares_now
 from cluster.ledger.picture import draw
 from cluster.placement import Free, Request
+from cluster.placement.request import ANY
 from cluster.shares.holding import Holding
 from cluster.shares.reading import NodeReading
 from cluster.waiting import Admitted, Decision, Held, Refused, Waiting, admit
@@ -31,6 +33,8 @@ class _Entry:
     priority: str
     since_s: float
     seen_s: float
+    token: str
+    """Of who asks: another one of the same name (a newer configuration of an app) takes its place."""
 
 
 @dataclass
@@ -39,6 +43,8 @@ class _Granted:
     choice: int
     until_s: float
     """When it is forgotten, unless renewed."""
+
+    token: str
 
     is_starting: bool = False
     """Whether nobody renews it: it ends when its processes have told their shares."""
@@ -57,6 +63,12 @@ class Core:
         self._waiting: dict[str, _Entry] = {}
         self._granted: dict[str, _Granted] = {}
         self._held: dict[str, Held] = {}
+        self._replicas: dict[tuple[str, str], Holding] = {}
+        """Those that live, by app and id."""
+
+        self._lost: dict[tuple[str, str], Holding] = {}
+        """Those that died, and whose app has not got another one yet: it gets the same room."""
+
         self._is_settled = False
         """Whether nothing has changed since the queue was gone through."""
 
@@ -70,11 +82,19 @@ class Core:
         """Take over what the cluster is now, and let start who may."""
         self._inventory = _with_readings(inventory, readings)
         self._free_by_node, self._readings = free_by_node, list(readings)
+        self._note_lost()
         self._forget(now_s)
         self._admit(now_s)
 
     def ask(
-        self, sizes: Sequence[Request], *, priority: str, since_s: float, now_s: float, wait: bool
+        self,
+        sizes: Sequence[Request],
+        *,
+        priority: str,
+        since_s: float,
+        now_s: float,
+        wait: bool,
+        token: str = "",
     ) -> dict[str, Any]:
         """Ask for a place, again and again until it is there: an entry that is not asked for is forgotten.
 
@@ -83,6 +103,7 @@ class Core:
             since_s: When it asked first, on the clock of ``now_s``: it keeps its age when the ledger is lost.
                 Of one that waits already, what it said first stands.
             wait: Whether it has a place in the queue; otherwise only now counts.
+            token: Of who asks; the newest of one name counts.
 
         Returns:
             ``{"state": "granted", "choice": 0, "nodes": [...], "accelerator_type": ...}`` with the node of
@@ -91,11 +112,12 @@ class Core:
         """
         name = sizes[-1].name
         if name in self._granted:
-            self._granted[name].until_s = now_s + LEASE_S
-            return self._answer(self._granted[name])
+            granted = self._granted[name]
+            granted.until_s, granted.token = now_s + LEASE_S, token
+            return self._answer(granted)
         known = self._waiting.get(name)
         since_s = known.since_s if known else since_s
-        self._waiting[name] = entry = _Entry(list(sizes), priority, since_s, now_s)
+        self._waiting[name] = entry = _Entry(list(sizes), priority, since_s, now_s, token)
         if wait and self._is_settled and known and (known.sizes, known.priority) == (entry.sizes, priority):
             return self._answer_held(self._held[name])
         try:
@@ -120,18 +142,45 @@ class Core:
             granted.until_s = now_s + LEASE_S
         return granted is not None
 
-    def leave(self, name: str) -> None:
-        """Wait no more, or give the place back."""
+    def leave(self, name: str, token: str | None = None) -> None:
+        """Wait no more, or give the place back, unless another one of the same name has it now."""
+        there = self._waiting.get(name) or self._granted.get(name)
+        if token is not None and there is not None and there.token != token:
+            return
         self._waiting.pop(name, None)
         self._held.pop(name, None)
         self._granted.pop(name, None)
         self._is_settled = False
 
     def starts(self, name: str, now_s: float) -> None:
-        """Nobody renews the place from now on: it stands until its processes have told their shares."""
+        """Nobody renews the place from now on: it stands until its processes have told their shares.
+
+        One that still waits does so no longer.
+        """
+        if name in self._waiting:
+            self.leave(name)
         granted = self._granted.get(name)
         if granted:
             granted.is_starting, granted.until_s = True, now_s + STARTING_S
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether replicas have died for which their apps have no others yet."""
+        return bool(self._lost)
+
+    def keep_lost(self, wanted: Mapping[str, int]) -> None:
+        """Forget those that died and that nobody replaces.
+
+        Args:
+            wanted: Replicas that Serve has, or starts, for each app.
+        """
+        living = Counter(app for app, _ in self._replicas)
+        missing = {app: wanted.get(app, 0) - living[app] for app, _ in self._lost}
+        for key in list(self._lost):
+            missing[key[0]] -= 1
+            if missing[key[0]] < 0:
+                del self._lost[key]
+                self._is_settled = False
 
     def holds_already(self, holder: str) -> bool:
         """Whether a process of this holder has told a share."""
@@ -147,7 +196,14 @@ class Core:
         held = [{"CPU": share.cpus, "GPU": share.fraction} for share in self._shares()]
         for entry in self._waiting.values():
             size = entry.sizes[-1]
-            held += [{"CPU": size.cpus_per_worker, "GPU": size.gpus_per_worker}] * size.workers
+            wanted = {
+                "CPU": size.cpus_per_worker,
+                "GPU": size.gpus_per_worker,
+                "memory": float(size.memory_bytes_per_worker),
+            }
+            if size.accelerator_type not in (None, ANY):
+                wanted[f"accelerator_type:{size.accelerator_type}"] = 0.001
+            held += [wanted] * size.workers
         return [{name: amount for name, amount in one.items() if amount} for one in held if any(one.values())]
 
     def picture(self, now_s: float) -> dict[str, Any]:
@@ -189,7 +245,19 @@ class Core:
 
     def _shares(self) -> list[Any]:
         grants = [granted.grant for granted in self._granted.values()]
-        return shares_now(self._inventory, self._free_by_node, self._holdings(), grants)
+        holdings = [*self._holdings(), *self._lost.values()]
+        return shares_now(self._inventory, self._free_by_node, holdings, grants)
+
+    def _note_lost(self) -> None:
+        now = {(one.holder, one.worker): one for one in self._holdings() if one.kind == "serve"}
+        for key in self._replicas.keys() - now.keys():
+            self._lost[key] = self._replicas[key]
+        for app, _ in now.keys() - self._replicas.keys():
+            # Another one has come in the place of one that died.
+            replaced = next((key for key in self._lost if key[0] == app), None)
+            if replaced is not None:
+                del self._lost[replaced]
+        self._replicas = now
 
     def _forget(self, now_s: float) -> None:
         for name in [name for name, entry in self._waiting.items() if entry.seen_s < now_s - LEASE_S]:
@@ -217,6 +285,8 @@ class Core:
         free = Free.of(self._inventory, shares)
         serving = {one.holder for one in self._holdings() if one.kind == "serve"}
         serving |= {one.grant.holder for one in self._granted.values() if one.grant.kind == "serve"}
+        # Of others nobody knows when they end.
+        serving.add(OTHERS)
         lasting = Free.of(self._inventory, [share for share in shares if share.holder in serving])
         queue = [Waiting(entry.sizes[-1], entry.priority, entry.since_s) for entry in self._waiting.values()]
         self._held = {}
@@ -228,7 +298,8 @@ class Core:
                 refused[name] = decision.reason
                 del self._waiting[name]
             else:
-                sizes = self._waiting.pop(name).sizes
+                entry = self._waiting.pop(name)
+                sizes = entry.sizes
                 choice, placement = len(sizes) - 1, decision.placement
                 for number, size in enumerate(sizes[:-1]):
                     # Asked for in the queue, as the least was: a place that is kept for another stays kept.
@@ -239,7 +310,7 @@ class Core:
                         choice, placement = number, found.placement
                         break
                 grant = Grant(name, sizes[-1].kind, placement)
-                self._granted[name] = _Granted(grant, choice, now_s + LEASE_S)
+                self._granted[name] = _Granted(grant, choice, now_s + LEASE_S, entry.token)
                 if choice < len(sizes) - 1:
                     return True
         return False

@@ -62,7 +62,9 @@ def _node(node: Node, shares: Sequence[Share], reading: NodeReading | None) -> d
                 "memory_bytes": card.memory_bytes,
                 "used_bytes": seen.used_bytes if seen else None,
                 "free": round(1 - sum(share.fraction for share in on_card), 4),
-                "shares": _shares(node, on_card, [one for one in held if _is_on(node, one, card.index)]),
+                "shares": _shares(
+                    on_card, [one for one in held if _is_on(node, one, card.index)], card.memory_bytes
+                ),
             }
         )
     alone = [share for share in mine if share.card is None]
@@ -73,7 +75,7 @@ def _node(node: Node, shares: Sequence[Share], reading: NodeReading | None) -> d
         "memory_bytes": node.memory_bytes,
         "accelerator_type": node.accelerator_type,
         "cards": cards,
-        "shares": _shares(node, alone, [one for one in held if not one.holding.cards]),
+        "shares": _shares(alone, [one for one in held if not one.holding.cards], None),
     }
 
 
@@ -81,7 +83,7 @@ def _is_on(node: Node, held: Held, index: int) -> bool:
     return any(card_index(node, card) == index for card in held.holding.cards)
 
 
-def _shares(node: Node, shares: Sequence[Share], held: Sequence[Held]) -> list[dict[str, Any]]:
+def _shares(shares: Sequence[Share], held: Sequence[Held], card_bytes: int | None) -> list[dict[str, Any]]:
     """Each share with what its process promised and uses; of those that have not begun, nothing."""
     left = list(held)
     found = []
@@ -89,12 +91,15 @@ def _shares(node: Node, shares: Sequence[Share], held: Sequence[Held]) -> list[d
         one = next((one for one in left if one.holding.holder == share.holder), None)
         if one is not None:
             left.remove(one)
-        found.append(_share(share, one))
+        found.append(_share(share, one, card_bytes))
     return found
 
 
-def _share(share: Share, held: Held | None) -> dict[str, Any]:
+def _share(share: Share, held: Held | None, card_bytes: int | None) -> dict[str, Any]:
     promised = held.holding.promised_bytes if held else None
+    if promised is not None and card_bytes is not None:
+        # It was planned before anybody had read the card.
+        promised = min(promised, round(share.fraction * card_bytes))
     used = held.used_bytes if held else None
     cards = max(1, len(held.holding.cards)) if held else 1
     # What a process uses is told over all of its cards, what it promised of each.

@@ -47,7 +47,7 @@ def alone_while_starting(plan: Mapping[str, Any]) -> AbstractContextManager[None
     if not cards:
         return nullcontext()
     node_id = ray.get_runtime_context().get_node_id()
-    return alone_on(cards if plan["on_cpu"] else _uuids(), node_id=node_id)
+    return alone_on(cards if plan["on_cpu"] else _uuids() or cards, node_id=node_id)
 
 
 def _uuids() -> list[str]:

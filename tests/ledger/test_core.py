@@ -211,7 +211,52 @@ def test_the_place_of_an_app_stands_until_all_of_its_replicas_have_told_their_sh
     assert w.ask(wants("run"))["state"] == "held"
     w.holdings = []
     w.look(later_s=1)
+    w.core.keep_lost({})
     assert w.ask(wants("run"))["state"] == "granted"
+
+
+def test_the_card_of_a_replica_that_died_waits_for_the_one_in_its_place():
+    w = world(1)
+    replica = holding("chat", worker="one", node_id="node-0", cards=("0",), fraction=1.0, kind="serve")
+    w.holdings = [replica]
+    w.look()
+    assert (w.ask(wants("run"))["state"], w.core.has_lost) == ("held", False)
+    w.holdings = []
+    for _ in range(3):
+        w.look(later_s=1)
+        w.core.keep_lost({"chat": 1})
+        assert (w.ask(wants("run"))["state"], w.core.has_lost) == ("held", True)
+    w.holdings = [replace(replica, worker="two")]
+    w.look(later_s=1)
+    assert (w.ask(wants("run"))["state"], w.core.has_lost) == ("held", False)
+    # Scaled down, or ended: nobody comes in its place.
+    w.holdings = []
+    w.look(later_s=1)
+    w.core.keep_lost({"chat": 0})
+    assert (w.ask(wants("run"))["state"], w.core.has_lost) == ("granted", False)
+
+
+def test_one_who_asks_under_a_name_that_somebody_else_has_taken_over_takes_nothing_away():
+    w = world(1)
+    first = {"priority": "serving", "since_s": w.now_s, "now_s": w.now_s, "wait": True}
+    w.core.ask([app("chat", 1)], **first, token="old")
+    w.core.ask([app("chat", 1)], **first, token="new")
+    w.core.leave("chat", "old")
+    assert w.ask(wants("run"))["state"] == "held"
+    w.core.leave("chat", "new")
+    assert w.ask(wants("run"))["state"] == "granted"
+
+
+def test_a_run_without_cards_that_began_on_another_node_than_was_granted_counts_once():
+    w = world(0, 0)
+    run = Request("cpu-run", kind="train", cpus_per_worker=10)
+    assert w.ask(run)["nodes"] == ["node-0"]
+    w.holdings = [holding("cpu-run", node_id="node-1", cards=(), fraction=0.0, cpus=10.0)]
+    w.look(later_s=1)
+    free = Counter({node["node_id"]: node["cpus"] for node in w.picture()["nodes"]})
+    for node in w.picture()["nodes"]:
+        free[node["node_id"]] -= sum(share["cpus"] for share in node["shares"])
+    assert free == {"node-0": 16, "node-1": 6}
 
 
 def test_the_place_of_an_app_that_never_begins_is_given_back_in_the_end():

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cluster.estimator.device import share_of
 from runtime.core.config import load_spec
 from runtime.core.errors import ConfigError
 from runtime.estimate import Overview, Report, estimate, gpu_named, machine_with
 from serve_apps.plan import plan_serve
+from serve_apps.request import request as serve_request
 from serve_apps.spec import ServeSpec
 from storage.store import Store, open_store
 from tests.estimator.models import LLAMA_2_7B, LLAMA_3_8B, QWEN3_06B, shapes_of, write_headers
 from tests.inventories import nodes
 from tests.runtime.conftest import Command
 from train_jobs.plan import plan_train
+from train_jobs.plan_memory import estimate_plan
+from train_jobs.request import request as train_request
 from train_jobs.spec import TrainSpec
 
 GIB = 1 << 30
@@ -289,6 +294,35 @@ def test_a_training_that_does_not_fit_is_refused_with_both_numbers_and_the_advic
     assert "needs 20.3 GiB and has 15.5 GiB (NVIDIA GeForce RTX 4080): it does not fit by 4.8 GiB" in said
     assert "llamafactory.finetuning_type: lora with llamafactory.quantization_bit: 4" in said
     assert "tandem plan" in said
+
+
+def test_whoever_knows_better_is_told_and_not_refused(store: Store):
+    spec = load_spec(TrainSpec, TRAIN | {"memory_check": "warn"})
+    plan = plan_train(spec, store=store, inventory=machine_with(gpu_named("RTX-4080"), 1))
+    assert any("it does not fit by 4.8 GiB" in note for note in plan.notes)
+    # Nor does the ledger refuse it for its size.
+    assert train_request(plan, 1).card_bytes_per_worker == 0
+    serve = load_spec(ServeSpec, SERVE | {"memory_check": "warn"})
+    plan_serve(serve, store=store, inventory=machine_with(gpu_named("RTX-4080"), 1))
+
+
+def test_an_app_asks_for_a_card_that_it_starts_on_and_not_for_all_that_it_could_fill(store: Store):
+    spec = load_spec(ServeSpec, SERVE)
+    plan = plan_serve(spec, store=store, inventory=machine_with(gpu_named("A100-SXM4-80GB"), 1))
+    assert plan.memory is not None
+    asked = serve_request(plan).card_bytes_per_worker
+    # Weights, engine and one sequence of 8,192 tokens; the cache would take 50 GiB more.
+    assert 17 * GIB < asked < 19 * GIB < 35 * GIB < plan.memory.needed_bytes
+
+
+@pytest.mark.parametrize("argument", ["enable_liger_kernel", "use_galore", "use_badam"])
+def test_nothing_is_said_of_a_recipe_with_an_argument_that_is_not_reckoned(store: Store, argument: str):
+    def estimated(**more: bool) -> bool:
+        plan = SimpleNamespace(llamafactory=LORA | more, deepspeed=None, num_workers=1)
+        device = share_of(gpu_named("RTX-4080"))
+        return estimate_plan(plan, base=store.model("llama"), inventory=None, device=device) is not None
+
+    assert estimated() and not estimated(**{argument: True})
 
 
 def test_the_host_must_hold_what_is_offloaded(store: Store):

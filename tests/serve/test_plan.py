@@ -56,6 +56,7 @@ def test_the_application_names_no_path_but_the_store_and_pins_the_version(with_m
                 "policy_target": None,
             },
             "resources": {"cpus": 0.5, "gpus": 0.0, "memory_bytes": None},
+            "memory_check": "refuse",
             "priority": "serving",
             "route_prefix": "/assistant",
             "store": with_model.uri,

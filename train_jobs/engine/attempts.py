@@ -27,8 +27,8 @@ _SETTLE_S = 5.0
 """How long an elastic run waits for more room than it found, before it begins: nodes and workers come and go
 one after another."""
 _PINNED_START_S = 30.0
-"""How long an elastic run waits for its workers before it counts the room again. A node that died may count
-for half a minute."""
+"""How long an elastic run, and one whose nodes the ledger has named, waits for its workers before it counts
+the room again. A node that died may count for half a minute."""
 
 
 def train_loop(config: dict[str, Any]) -> dict[str, Any]:
@@ -47,6 +47,9 @@ class Attempts:
         self._failures = 0
         self._failed_at: float | None = None
         self._waiting_since_s: float | None = None
+        # A run that goes on after a loss is as old as it was.
+        self._asked_at = time.time()
+        self._had_room = False
 
     def until_end(self) -> Failure | dict[str, Any]:
         """Take the run up until it has succeeded, was stopped by a person, or cannot go on.
@@ -96,7 +99,7 @@ class Attempts:
         self._waiting_since_s = self._waiting_since_s or time.monotonic()
         possible = worker_counts(self._plan)
         asked_for = admission.sizes(self._plan, self._workers(), possible)
-        with closing(Place(asked_for, priority=self._plan.priority)) as place:
+        with closing(Place(asked_for, priority=self._plan.priority, since_s=self._asked_at)) as place:
             room_ = self._wait_for(place)
             if isinstance(room_, Failure):
                 return room_
@@ -111,7 +114,7 @@ class Attempts:
                     return self._ask_for(place)
                 except NeverFits as error:
                     # A run that had room has lost its node, and that may come back.
-                    if not self._number or not self._plan.may_wait or self._gave_up_waiting():
+                    if not self._had_room or self._gave_up_waiting():
                         return Failure(str(error))
                     if self._folder.stop_request() is not None:
                         raise Stopped from None
@@ -132,7 +135,8 @@ class Attempts:
             timeout_s=self._plan.failure.start_timeout_s - waited_s,
             tell=self._tell_waiting,
             should_stop=lambda: self._folder.stop_request() is not None,
-            may_wait=self._plan.may_wait,
+            # Once it had room, a loss must not end it.
+            may_wait=self._plan.may_wait or self._had_room,
         )
 
     def _tell_waiting(self, why: str) -> None:
@@ -140,6 +144,7 @@ class Attempts:
         self._tell(f"waits for room: {why}")
 
     def _attempt(self, workers: int, room_: Room) -> Failure | dict[str, Any]:
+        self._had_room = True
         self._number += 1
         self._folder.write_attempt(
             self._number,

@@ -1,0 +1,51 @@
+"""What a share of a card is, where Ray's word for the product leaves a choice and where NVML was read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cluster.estimator.device import card_share
+from cluster.inventory import Card, Inventory
+from tests.inventories import GIB, nodes
+
+
+def read(cluster: Inventory, product: str, memory_bytes: int) -> Inventory:
+    """The same cluster after NVML was read on every node."""
+    return Inventory.of(
+        replace(
+            node,
+            cards=tuple(Card(one.index, memory_bytes, product, f"GPU-{one.index}") for one in node.cards),
+        )
+        for node in cluster.nodes
+    )
+
+
+def test_where_only_rays_word_is_known_the_largest_product_of_it_counts():
+    # A100 is 40 or 80 GB: a spec for 70 GB must not be refused by whoever cannot see which.
+    device = card_share(nodes({"CPU": 8, "GPU": 2}), "A100", 1.0)
+    assert device is not None and device.available_bytes == int(0.97 * 80 * GIB)
+
+
+def test_where_nvml_was_read_the_card_itself_counts():
+    small = read(nodes({"CPU": 8, "GPU": 2}), "NVIDIA A100-SXM4-40GB", 40 * GIB)
+    device = card_share(small, "A100", 0.5)
+    assert device is not None and device.available_bytes == int(0.5 * int(0.97 * 40 * GIB))
+    mig = read(nodes({"CPU": 8, "GPU": 4}), "NVIDIA A100-SXM4-40GB MIG 1g.5gb", 5 * GIB)
+    device = card_share(mig, None, 1.0)
+    assert device is not None and device.available_bytes == int(0.97 * 5 * GIB)
+
+
+def test_where_any_product_will_do_the_smallest_counts():
+    cluster = nodes(
+        {"CPU": 8, "GPU": 2, "accelerator_type:H100": 1}, {"CPU": 8, "GPU": 2, "accelerator_type:L4": 1}
+    )
+    any_ = card_share(cluster, None, 1.0)
+    assert any_ is not None and any_.name == "NVIDIA L4"
+    one = card_share(cluster, "H100", 1.0)
+    assert one is not None and "H100" in one.name
+
+
+def test_nothing_is_said_of_a_product_that_is_not_in_the_catalogue():
+    cluster = nodes({"CPU": 8, "GPU": 2, "accelerator_type:MI300X": 1})
+    assert card_share(cluster, "MI300X", 1.0) is None
+    assert card_share(cluster, "A100", 1.0) is None
