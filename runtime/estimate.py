@@ -374,7 +374,7 @@ def _common(estimate: Estimate, device: Device, needed_bytes: int, ways: Iterabl
 def _not_known(model: str) -> ConfigError:
     return ConfigError(
         f"model is {model!r}, whose files do not tell what it consists of: an estimate reads the headers of "
-        "its .safetensors files and its config.json. Save it again with save_pretrained. Or its GPU is not in "
-        "the catalogue (name one with --gpu), or its recipe has an argument that is not reckoned: see "
+        "its .safetensors files and its config.json. Save it again with save_pretrained. Or the GPU is not "
+        "in the catalogue (name one with --gpu), or the recipe has an argument that is not reckoned: see "
         "docs/estimator.md."
     )
