@@ -167,8 +167,9 @@ class App:
             "app": self.name,
             "replica_id": details["replica_id"],
             "state": details["state"],
-            "node_ip": details["node_ip"],
-            "pid": details["pid"],
+            # None until Ray has a place for it.
+            "node_ip": details.get("node_ip"),
+            "pid": details.get("pid"),
             **{name: stats.get(name) for name in _STATS},
             "ttft_s": stats.get("ttft_s") or None,
         }

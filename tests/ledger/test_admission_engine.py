@@ -20,7 +20,7 @@ import pytest
 from cluster import jobs, local
 from cluster.ledger.shown import picture
 from cluster.processes import descendants
-from runtime.core.errors import ConfigError
+from runtime.core.errors import ClusterError, ConfigError
 from runtime.demo import BASE, add_demo_inputs
 from runtime.run import ENDED, Run
 from runtime.sdk import Tandem
@@ -196,3 +196,41 @@ def test_a_worker_that_needs_more_than_its_share_ends_out_of_memory_with_the_rem
     assert "out of memory" in result["error"], result
     assert "scaling.memory_bytes_per_worker" in result["error"]
     assert len(run.attempts()) == 1
+
+
+def test_an_app_waits_for_its_card_keeps_it_when_its_replica_is_killed_and_leaves_the_queue_when_stopped(
+    card: Card,
+):
+    whole = {**SERVED, "name": "whole", "resources": {"cpus": 0.5, "gpus": 0.6, "memory_bytes": "3GiB"}}
+    first = card.train("holder", {"max_steps": 5000, "save_steps": 1000})
+    began(first, 1)
+    app = card.tandem.serve(whole)
+    wait_for(lambda: app.message.startswith("number 1 in the queue: "), "it says what it waits for", 60)
+    assert app.status == "DEPLOYING"
+    # Taken back while it waits, it is in nobody's way.
+    app.stop()
+    wait_for(lambda: not picture(card.cluster.dashboard_url)["waiting"], "it has left the queue", 30)
+
+    with pytest.raises(ClusterError, match=r"there is no room for whole now: .*tandem gpus"):
+        card.tandem.serve(whole, no_wait=True)
+    app = card.tandem.serve(whole)
+    wait_for(lambda: app.message.startswith("number 1 in the queue: "), "it waits again", 60)
+    assert first.stop()
+    app.wait(300)
+    assert app.chat("What does len do?")
+
+    # Somebody waits for the card already when its replica dies.
+    waiting = card.train("waiting")
+    wait_for(waiting.folder.waiting, "the training waits", 120)
+    (replica,) = app.replicas()
+    psutil.Process(replica["pid"]).kill()
+    wait_for(
+        lambda: (
+            [one["pid"] for one in app.replicas() if one["state"] == "RUNNING"] not in ([], [replica["pid"]])
+        ),
+        "another replica has come",
+        240,
+    )
+    assert waiting.folder.attempts() == [], "the training has taken the card"
+    app.stop()
+    assert ended(waiting) == "SUCCEEDED", waiting.error

@@ -200,9 +200,10 @@ def test_those_who_wait_are_told_their_position_and_the_reason_and_begin_in_orde
         pool = stack.enter_context(ThreadPoolExecutor(2))
         first = stack.enter_context(closing(Place([wants("first", workers=2)], priority="training")))
         granted(first)
-        rooms = {}
+        rooms, places = {}, {}
         for priority in told:
             place = stack.enter_context(closing(Place([wants(priority, workers=2)], priority=priority)))
+            places[priority] = place
             rooms[priority] = pool.submit(place.wait, timeout_s=60, tell=told[priority].append)
             wait_for(lambda one=priority: one in living.waiting(), "it waits", 20)
             stack.callback(place.close)
@@ -218,7 +219,10 @@ def test_those_who_wait_are_told_their_position_and_the_reason_and_begin_in_orde
         first.close()
         assert rooms["interactive"].result(30).choice == 0
         assert not rooms["batch"].done()
+        # Another one of its name takes nothing away.
         Place([wants("interactive", workers=2)], priority="interactive").close()
+        assert not rooms["batch"].done()
+        places["interactive"].close()
         assert rooms["batch"].result(30).choice == 0
 
 
