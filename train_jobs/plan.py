@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
-from cluster.estimator.planned import PlannedMemory, planned_memory
+from cluster.estimator.planned import PlannedMemory
 from cluster.inventory import Inventory
-from cluster.placement import Free, NoRoom, place
 from runtime.core.config import ConfigModel
 from runtime.core.errors import ConfigError
 from storage.runs import RunFolder
@@ -17,11 +16,10 @@ from train_jobs import accelerators as gpu_products
 from train_jobs import arguments, capacity, deepspeed_presets, named_models, recipes
 from train_jobs.deepspeed_config import Reconciled, reconcile, stage_of
 from train_jobs.elastic import accumulation_for, worker_counts
-from train_jobs.plan_memory import device_of, estimate_plan, memory_faults
+from train_jobs.plan_memory import never, with_memory
 from train_jobs.precision import without_fp16
 from train_jobs.recipe_packages import train_packages
 from train_jobs.recipe_view import Recipe
-from train_jobs.request import request
 from train_jobs.spec import Checkpoints, Failure, Publish, TrainSpec
 
 # What LLaMA-Factory would do by default makes no sense under Ray: no training at all, a progress bar
@@ -268,48 +266,14 @@ def plan_train(
     )
     if go_on_with is not None:
         accumulation_for(plan, go_on_with)
-    plan, faults = _with_memory(plan, spec, store, inventory, gpus_per_worker)
+    plan, faults = with_memory(plan, spec, store, inventory, gpus_per_worker)
     if spec.memory_check == "warn":
         plan, faults = plan.model_copy(update={"notes": [*plan.notes, *faults]}), []
     if not faults and inventory is not None:
-        faults = _never(plan, inventory)
+        faults = never(plan, inventory)
     if faults and memory_must_fit:
         raise _refused(origin, faults)
     return _with_sizes(plan, origin)
-
-
-def _never(plan: TrainPlan, inventory: Inventory) -> list[str]:
-    """Why even the empty cluster has no place for the least number of workers."""
-    found = place(Free.of(inventory), request(plan, plan.min_workers))
-    return [f"scaling: {found.reason}"] if isinstance(found, NoRoom) else []
-
-
-def _with_memory(
-    plan: TrainPlan, spec: TrainSpec, store: Store, inventory: Inventory | None, gpus_per_worker: float
-) -> tuple[TrainPlan, list[str]]:
-    """The plan with what each worker needs and has, and why that cannot be."""
-    device = device_of(
-        inventory=inventory,
-        gpus_per_worker=gpus_per_worker,
-        accelerator_type=plan.accelerator_type,
-        num_workers=plan.num_workers,
-        memory_bytes=spec.scaling.memory_bytes_per_worker,
-    )
-    references = plan.models.get("ref_model", [])
-    is_shared = gpus_per_worker > 0 or spec.scaling.memory_bytes_per_worker is not None
-    if device is not None and is_shared:
-        plan = plan.model_copy(update={"share_bytes": device.available_bytes})
-    found = device and estimate_plan(
-        plan,
-        base=store.model(plan.base),
-        inventory=inventory,
-        device=device,
-        reference=store.model(references[0]) if references else None,
-    )
-    if not found:
-        return plan, []
-    memory = planned_memory(found.estimate, found.device)
-    return plan.model_copy(update={"memory": memory}), memory_faults(found, inventory)
 
 
 def _refused(origin: str, faults: list[str]) -> ConfigError:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.estimator.device import Device, card_share, host_memory
-from cluster.estimator.planned import fault
+from cluster.estimator.planned import fault, planned_memory
 from cluster.estimator.reading import shape_or_none
 from cluster.estimator.words import gib
 from cluster.inventory import Inventory
+from cluster.placement import Free, NoRoom, place
 from storage.models import ModelVersion
+from storage.store import Store
 from train_jobs.advice import Draft
 from train_jobs.estimate import TrainEstimate, estimate_train
+from train_jobs.request import request
+
+if TYPE_CHECKING:
+    from train_jobs.plan import TrainPlan
+    from train_jobs.spec import TrainSpec
 
 _NOT_RECKONED = (
     "enable_liger_kernel", "use_unsloth", "use_unsloth_gc", "use_galore", "use_apollo", "use_badam",
@@ -124,3 +131,41 @@ def memory_faults(found: TrainEstimate, inventory: Inventory | None) -> list[str
             "(deepspeed), or spread the workers (scaling.placement_strategy: SPREAD)."
         )
     return faults
+
+
+def never(plan: TrainPlan, inventory: Inventory) -> list[str]:
+    """Why even the empty cluster has no place for the least number of workers."""
+    found = place(Free.of(inventory), request(plan, plan.min_workers))
+    return [f"scaling: {found.reason}"] if isinstance(found, NoRoom) else []
+
+
+def with_memory(
+    plan: TrainPlan, spec: TrainSpec, store: Store, inventory: Inventory | None, gpus_per_worker: float
+) -> tuple[TrainPlan, list[str]]:
+    """The plan with what each worker needs and has, and why that cannot be.
+
+    Args:
+        gpus_per_worker: What each worker reserves.
+    """
+    device = device_of(
+        inventory=inventory,
+        gpus_per_worker=gpus_per_worker,
+        accelerator_type=plan.accelerator_type,
+        num_workers=plan.num_workers,
+        memory_bytes=spec.scaling.memory_bytes_per_worker,
+    )
+    references = plan.models.get("ref_model", [])
+    is_shared = gpus_per_worker > 0 or spec.scaling.memory_bytes_per_worker is not None
+    if device is not None and is_shared:
+        plan = plan.model_copy(update={"share_bytes": device.available_bytes})
+    found = device and estimate_plan(
+        plan,
+        base=store.model(plan.base),
+        inventory=inventory,
+        device=device,
+        reference=store.model(references[0]) if references else None,
+    )
+    if not found:
+        return plan, []
+    memory = planned_memory(found.estimate, found.device)
+    return plan.model_copy(update={"memory": memory}), memory_faults(found, inventory)
