@@ -98,6 +98,7 @@ def _command_line(process: psutil.Process) -> str:
         return ""  # it ended between the two looks
 
 
+@pytest.mark.slow  # the same road as on s3, which goes further
 def test_the_demo_runs_with_its_store_on_gs(
     cluster: TestCluster, tandem_command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -21,7 +21,7 @@ from storage.store import open_store
 from tests.conftest import wait_for
 from tests.train.living import ended, kill_tree, lesson, saved
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ALONE = {"num_workers": 1, "cpus_per_worker": 0.5, "gpus_per_worker": 0.5, "memory_bytes_per_worker": "4GiB"}
 
