@@ -346,7 +346,7 @@ def test_two_apps_answer_at_one_address_each_straight_once_haproxy_knows_the_way
             form = client.post("/v1/completions", data={"model": "one"}, files={"file": b"RIFF"})
             assert form.status_code == 400 and "application/json" in form.json()["error"]["message"]
         for model in ("one", "two"):
-            # HAProxy forgets the way when Serve reloads it, which the other app's start may still bring about.
+            # HAProxy forgets the way when Serve reloads it, which the other app may still bring about.
             straight = partial(_is_straight, inputs.http_url, model, headers)
             wait_for(lambda look=straight: all(look() for _ in range(5)), f"the way to {model}", 60)
         # Past the front the replica itself looks at the key: at who has none, and at what a key is for.
