@@ -144,14 +144,7 @@ def estimate_source(source: Source, store: Store, *, inventory: Inventory, gpu: 
     device = _trains_on(plan, source, inventory)
     if gpu is not None and device is not None and device.gpu is not None:
         device = share_of(gpu, device.share)
-    references = plan.models.get("ref_model", [])
-    found = device and estimate_plan(
-        plan,
-        base=store.model(plan.base),
-        inventory=inventory,
-        device=device,
-        reference=store.model(references[0]) if references else None,
-    )
+    found = device and estimate_plan(plan, store=store, inventory=inventory, device=device)
     if not found:
         raise _not_known(plan.base)
     hardware = training.hardware_for(found.draft, model=found.shape.model, gpus=_one_of_each())

@@ -11,7 +11,6 @@ from cluster.estimator.reading import shape_or_none
 from cluster.estimator.words import gib
 from cluster.inventory import Inventory
 from cluster.placement import Free, NoRoom, place
-from storage.models import ModelVersion
 from storage.store import Store
 from train_jobs.advice import Draft
 from train_jobs.estimate import TrainEstimate, estimate_train
@@ -43,6 +42,14 @@ class MemoryOf(Protocol):
     @property
     def num_workers(self) -> int:
         """Data-parallel workers."""
+
+    @property
+    def base(self) -> str:
+        """The model to start from."""
+
+    @property
+    def models(self) -> Mapping[str, list[str]]:
+        """Other models that arguments name, such as ``ref_model``."""
 
 
 def workers_per_node(num_workers: int, inventory: Inventory | None, *, on_gpu: bool) -> int:
@@ -88,22 +95,17 @@ def device_of(
 
 
 def estimate_plan(
-    plan: MemoryOf,
-    *,
-    base: ModelVersion,
-    inventory: Inventory | None,
-    device: Device,
-    reference: ModelVersion | None = None,
+    plan: MemoryOf, *, store: Store, inventory: Inventory | None, device: Device
 ) -> TrainEstimate | None:
     """The estimate of a plan's workers; None where the model's files do not tell.
 
     Args:
         plan: What of the plan decides it.
-        base: The model that it starts from.
+        store: Where its models are.
         device: What each worker will have.
-        reference: The model that ``ref_model`` names.
     """
-    model = shape_or_none(base)
+    model = shape_or_none(store.model(plan.base))
+    references = plan.models.get("ref_model", [])
     if model is None or any(plan.llamafactory.get(name) for name in _NOT_RECKONED):
         return None
     return estimate_train(
@@ -112,7 +114,7 @@ def estimate_plan(
         device=device,
         workers_per_node=workers_per_node(plan.num_workers, inventory, on_gpu=device.gpu is not None),
         most_gpus=inventory.cards if inventory else 0,
-        reference=shape_or_none(reference) if reference else None,
+        reference=shape_or_none(store.model(references[0])) if references else None,
     )
 
 
@@ -154,17 +156,10 @@ def with_memory(
         num_workers=plan.num_workers,
         memory_bytes=spec.scaling.memory_bytes_per_worker,
     )
-    references = plan.models.get("ref_model", [])
     is_shared = gpus_per_worker > 0 or spec.scaling.memory_bytes_per_worker is not None
     if device is not None and is_shared:
         plan = plan.model_copy(update={"share_bytes": device.available_bytes})
-    found = device and estimate_plan(
-        plan,
-        base=store.model(plan.base),
-        inventory=inventory,
-        device=device,
-        reference=store.model(references[0]) if references else None,
-    )
+    found = device and estimate_plan(plan, store=store, inventory=inventory, device=device)
     if not found:
         return plan, []
     memory = planned_memory(found.estimate, found.device)

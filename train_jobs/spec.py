@@ -43,6 +43,16 @@ class Scaling(ConfigModel):
     elastic_resize_monitor_interval_s: float = Field(60.0, gt=0)
     """How often an elastic run looks whether it could have more workers."""
 
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _one_card_at_most(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1:
+            raise ValueError(
+                f"is {gpus:g}, but a worker computes on one GPU at most. Set it to 1, and num_workers to the "
+                "number of GPUs."
+            )
+        return gpus
+
     @field_validator("num_workers", mode="before")
     @classmethod
     def _counts(cls, value: Any) -> Any:

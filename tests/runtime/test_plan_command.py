@@ -318,9 +318,11 @@ def test_an_app_asks_for_a_card_that_it_starts_on_and_not_for_all_that_it_could_
 @pytest.mark.parametrize("argument", ["enable_liger_kernel", "use_galore", "use_badam"])
 def test_nothing_is_said_of_a_recipe_with_an_argument_that_is_not_reckoned(store: Store, argument: str):
     def estimated(**more: bool) -> bool:
-        plan = SimpleNamespace(llamafactory=LORA | more, deepspeed=None, num_workers=1)
+        plan = SimpleNamespace(
+            llamafactory=LORA | more, deepspeed=None, num_workers=1, base="llama", models={}
+        )
         device = share_of(gpu_named("RTX-4080"))
-        return estimate_plan(plan, base=store.model("llama"), inventory=None, device=device) is not None
+        return estimate_plan(plan, store=store, inventory=None, device=device) is not None
 
     assert estimated() and not estimated(**{argument: True})
 

@@ -41,6 +41,15 @@ def test_a_worker_count_of_zero_is_refused_with_its_value(spec: dict[str, Any]):
         load_spec(TrainSpec, spec)
 
 
+def test_more_than_one_gpu_for_a_worker_is_refused_with_what_to_set_instead(spec: dict[str, Any]):
+    spec["scaling"] = {"gpus_per_worker": 1.5}
+    with pytest.raises(
+        ConfigError,
+        match=r"scaling\.gpus_per_worker: is 1\.5, but a worker .* num_workers to the number of GPUs",
+    ):
+        load_spec(TrainSpec, spec)
+
+
 def test_a_name_that_could_not_be_a_folder_and_a_url_is_refused(spec: dict[str, Any]):
     spec["publish"] = {"name": "My Model"}
     with pytest.raises(ConfigError, match=r"publish\.name: .*'My Model'.*lower-case"):
