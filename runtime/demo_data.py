@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 
 MODULES = (
@@ -24,6 +27,14 @@ def docstring_rows() -> list[dict[str, str]]:
 
     An answer stands once: two questions with one answer would hide a model that mixes them up.
     """
+    # In an interpreter of its own: packages replace functions of the standard library in the process that
+    # imports them (Cython's do in inspect), and with one row more or less another model is trained.
+    done = subprocess.run([sys.executable, "-I", "-S", __file__], check=True, capture_output=True, text=True)
+    rows: list[dict[str, str]] = json.loads(done.stdout)
+    return rows
+
+
+def _rows() -> list[dict[str, str]]:
     rows, answers = [], set()
     for name, first_line in _first_lines():
         if first_line in answers or not _SHORT_CHARS[0] <= len(first_line) <= _SHORT_CHARS[1]:
@@ -44,3 +55,7 @@ def _first_lines() -> Iterator[tuple[str, str]]:
             # The C functions' first line may be their signature, which answers nothing.
             if lines and lines[0].isascii() and "(" not in lines[0]:
                 yield f"{module_name}.{name}", lines[0].strip()
+
+
+if __name__ == "__main__":
+    json.dump(_rows(), sys.stdout)

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -129,8 +130,9 @@ def test_an_elastic_run_goes_on_with_fewer_workers_when_a_node_goes_and_with_mor
     done = steps(run)
     assert done == list(range(1, len(done) + 1))
     losses = [line["loss"] for line in run.folder.metrics()]
-    # The optimizer's state came along: a fresh one would throw the loss back.
-    assert losses[-1] < losses[together["from_step"] - 1] * 1.2
+    # The optimizer's state came along: a fresh one would throw the loss back. Medians, since batches differ.
+    before, after = losses[: together["from_step"]][-10:], losses[together["from_step"] :]
+    assert median(after) < median(before) * 1.2
     assert {one.manifest.num_workers for one in run.folder.checkpoints()} == {1, 2}
 
 
