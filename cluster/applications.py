@@ -40,6 +40,16 @@ def http_host(dashboard_url: str) -> str | None:
     return str(host) if host else None
 
 
+def start_serve(dashboard_url: str, *, host: str, port: int) -> None:
+    """Start Serve on a new cluster, without an app: where it listens is settled before the first one.
+
+    Raises:
+        ClusterError: the dashboard cannot be reached or refuses.
+    """
+    options = {"host": host, "port": port}
+    call("PUT", dashboard_url, _PATH, body={"applications": [], "http_options": options})
+
+
 def deploy(
     dashboard_url: str,
     application: Mapping[str, Any],

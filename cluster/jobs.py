@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+from cluster.auth import auth_headers, token_refused
 from cluster.rest import call, is_remote
 from runtime.core.errors import ClusterError
 
@@ -63,7 +64,7 @@ def tail(dashboard_url: str, submission_id: str) -> Iterator[str]:
     """
     # The route of Ray's own JobSubmissionClient.tail_job_logs. That client would go to RAY_ADDRESS instead of
     # the cluster that it is told, and is asynchronous: a notebook's loop is running already.
-    from websockets.exceptions import ConnectionClosedOK, WebSocketException
+    from websockets.exceptions import ConnectionClosedOK, InvalidStatus, WebSocketException
     from websockets.sync.client import connect
 
     address = f"ws{dashboard_url.removeprefix('http')}/api/jobs/{submission_id}/logs/tail"
@@ -72,13 +73,22 @@ def tail(dashboard_url: str, submission_id: str) -> Iterator[str]:
         # Ray's side only writes: it answers no ping, closing would wait for its word, and compression, once
         # offered, ends the connection there without a piece (Ray 2.60, from one aiohttp to the next).
         with connect(
-            address, proxy=proxy, compression=None, max_size=None, ping_interval=None, close_timeout=0.5
+            address,
+            additional_headers=auth_headers(),
+            proxy=proxy,
+            compression=None,
+            max_size=None,
+            ping_interval=None,
+            close_timeout=0.5,
         ) as connection:
             while True:
                 yield str(connection.recv(timeout=_SILENCE_S))
     except (ConnectionClosedOK, TimeoutError):
         return
     except (OSError, WebSocketException) as error:
+        status = error.response.status_code if isinstance(error, InvalidStatus) else None
+        if status in (401, 403):
+            raise token_refused(dashboard_url, status) from None
         raise ClusterError(
             f"the log of job {submission_id} cannot be followed at {dashboard_url} "
             f"({type(error).__name__}: {error})."

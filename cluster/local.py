@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import shutil
-import signal
-import subprocess
-import tempfile
-import time
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 from pydantic import Field
 
-from cluster.code import code_snapshot
-from cluster.environments import interpreter
+from cluster import supervised
 from cluster.gpus import find
-from cluster.haproxy import FOLDER_BYTES, haproxy_env
+from cluster.haproxy import haproxy_env
 from cluster.inventory import Card, Inventory
-from cluster.lock import locked
 from cluster.nodes import node_of
 from cluster.nvml import read_cards
-from cluster.processes import descendants, free_port, is_alive, kill_all, port_is_free
-from cluster.rest import answers, checked_url, cluster_resources, head_ip
+from cluster.plain import state
+from cluster.processes import free_port, is_alive, port_is_free
+from cluster.ray_start import haproxy_dir, ray_command, ray_environment, ray_temp_dir
+from cluster.rest import checked_url, has_joined, head_ip
 from runtime.core.config import ConfigModel, load_spec
 from runtime.core.errors import ClusterError, ConfigError
-from runtime.core.places import cache_root, file_cache, home
+from runtime.core.places import home
 from storage.local_files import write_json
 from storage.store import open_store
 
 _RAYS_SHARE = 0.7
 """Of the memory that is free, Ray hands out so much; the rest is its object store's."""
-_SOCKET_PATH_BYTES = 107
-"""Longest UNIX socket path; Ray's own part below the temp folder takes about 65 of it."""
+_END_TIMEOUT_S = 60.0
 
 
 class LocalClusterSpec(ConfigModel):
@@ -134,7 +125,7 @@ def up(spec: LocalClusterSpec | None = None) -> LocalCluster:
         ClusterError: a port is taken, or Ray did not come up in ``start_timeout_s``; nothing is left.
         EnvironmentFault: the core environment is not built.
     """
-    with _lock():
+    with state.one_at_a_time():
         found = current()
         if found:
             return found
@@ -145,28 +136,24 @@ def up(spec: LocalClusterSpec | None = None) -> LocalCluster:
 
 def down() -> bool:
     """End the local cluster and every process of it; whether there was one."""
-    with _lock():
+    with state.one_at_a_time():
         return _down()
 
 
 def _down() -> bool:
-    try:
-        state = json.loads(_supervisor_file().read_text())
-    except FileNotFoundError:
-        _cluster_file().unlink(missing_ok=True)
-        return False
-    alive = is_alive(state["pid"], state["create_time"])
-    if alive:
-        os.kill(state["pid"], signal.SIGTERM)
-        _wait_until_gone(state["pid"], state["create_time"], timeout_s=60)
-    elif is_alive(state["head_pid"], state["head_create_time"]):
-        # Somebody killed the supervisor. Ray's head is ending by itself; we do not wait for it.
-        kill_all([psutil.Process(state["head_pid"]), *descendants(state["head_pid"])])
-        _wait_until_gone(state["head_pid"], state["head_create_time"], timeout_s=60)
-        alive = True
-    _supervisor_file().unlink(missing_ok=True)
+    _refuse_beside_a_node()
+    ended = supervised.end(timeout_s=_END_TIMEOUT_S)
     _cluster_file().unlink(missing_ok=True)
-    return alive
+    return ended
+
+
+def _refuse_beside_a_node() -> None:
+    node = state.current()
+    if node:
+        raise ClusterError(
+            f"this machine is a node of the cluster at {node.dashboard_url}. Use that one: --address "
+            f"{node.dashboard_url}; or first leave it: tandem down."
+        )
 
 
 def _start(spec: LocalClusterSpec) -> LocalCluster:
@@ -175,27 +162,18 @@ def _start(spec: LocalClusterSpec) -> LocalCluster:
         "http": _port(spec.http_port, "http_port"),
         "gcs": free_port(),
     }
-    temp_dir = _temp_dir()
+    temp_dir = ray_temp_dir()
     log = home() / "logs" / "cluster.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = _ray_start(spec, ports, temp_dir)
-    with log.open("wb") as output:
-        supervisor = subprocess.Popen(
-            [str(interpreter("core")), "-m", "cluster.supervisor", str(_supervisor_file()), *command],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=_environment(spec, temp_dir),
-            cwd=home(),
-            start_new_session=True,
-        )
     url = f"http://127.0.0.1:{ports['dashboard']}"
+    supervisor = supervised.start(_ray_start(spec, ports, temp_dir), _environment(spec, temp_dir), log)
     try:
-        _wait_until_up(supervisor, url, spec.start_timeout_s, log)
-        state = json.loads(_supervisor_file().read_text())
+        supervised.wait_until_up(
+            supervisor, lambda: has_joined(url), where=url, timeout_s=spec.start_timeout_s, log=log
+        )
+        pid, create_time = supervised.supervisor_id()
         cluster = LocalCluster(
-            pid=state["pid"],
-            create_time=state["create_time"],
+            pid=pid,
+            create_time=create_time,
             address=f"{head_ip(url)}:{ports['gcs']}",
             dashboard_url=url,
             http_url=f"http://127.0.0.1:{ports['http']}",
@@ -204,10 +182,8 @@ def _start(spec: LocalClusterSpec) -> LocalCluster:
         write_json(_cluster_file(), cluster.model_dump())
         return cluster
     except BaseException:
-        # Ctrl-C too: a cluster that nobody knows of must not stay.
-        supervisor.terminate()
-        supervisor.wait()
-        _supervisor_file().unlink(missing_ok=True)
+        # Ctrl-C too.
+        supervised.give_up(supervisor)
         raise
 
 
@@ -215,7 +191,7 @@ def _ray_start(spec: LocalClusterSpec, ports: dict[str, int], temp_dir: Path) ->
     """Ray's head. Ports that Ray would fix are free ones, for the sake of a second cluster."""
     gpus = [] if spec.num_gpus is None else [f"--num-gpus={spec.num_gpus}"]
     return [
-        str(interpreter("core").with_name("ray")),
+        ray_command(),
         "start",
         "--head",
         "--block",
@@ -233,71 +209,13 @@ def _ray_start(spec: LocalClusterSpec, ports: dict[str, int], temp_dir: Path) ->
 
 def _environment(spec: LocalClusterSpec, temp_dir: Path) -> dict[str, str]:
     """The head's environment, which every worker of the cluster inherits."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON", "VIRTUAL_ENV"))}
-    core_bin = str(interpreter("core").parent)
-    return inherited | {
-        # `python` in a plain `ray job submit -- python -m train_jobs ...` is the core environment's.
-        "PATH": core_bin + os.pathsep + os.environ.get("PATH", ""),
-        "PYTHONPATH": str(code_snapshot()),
-        "PYTHONUNBUFFERED": "1",
-        # Absolute: workers run in folders of their own.
-        "TANDEM_HOME": str(home()),
-        "TANDEM_CACHE": str(cache_root()),
-        "TANDEM_FILE_CACHE": str(file_cache()),
-        "TANDEM_STORE": open_store(spec.store).uri,
-        **_config_file(),
+    return ray_environment(
+        open_store(spec.store).uri,
         # Ray 2.60 turns token authentication on as soon as the account has a token file; this cluster
         # listens on 127.0.0.1 only (docs/decisions/local-cluster-without-token.md).
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        # How long `ray job stop` leaves a job for its last checkpoint; Ray's default is 3 s.
-        "RAY_JOB_STOP_WAIT_TIME_S": "300",
-        # Ray makes all of its workers nice (15): replicas and HAProxy would give way to whatever else the
-        # machine does. Here only training gives way (train_jobs/engine/worker.py).
-        "RAY_worker_niceness": "0",
-        # How often Serve's controller looks at everything. Ray's 0.1 s is 4% of a core on a laptop that only
-        # serves; what is decided in that loop takes seconds anyway.
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.4",
-        # How often each of Serve's actors hands its counts to Ray's metrics, which leave every 5 s.
-        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
-        **haproxy_env(_haproxy_dir(temp_dir)),
-    }
-
-
-def _config_file() -> dict[str, str]:
-    given = os.environ.get("TANDEM_CONFIG")
-    return {"TANDEM_CONFIG": str(Path(given).expanduser().absolute())} if given else {}
-
-
-def _wait_until_up(process: subprocess.Popen[bytes], url: str, timeout_s: float, log: Path) -> None:
-    deadline = time.monotonic() + timeout_s
-    # The dashboard answers before the node has joined; a job sent in between would find no CPU.
-    while not (answers(f"{url}/api/version") and _has_joined(url)):
-        if process.poll() is not None:
-            raise ClusterError(f"Ray ended while starting. Last lines of {log}:\n{_tail(log)}")
-        if time.monotonic() > deadline:
-            raise ClusterError(
-                f"Ray did not answer at {url} within {timeout_s:.0f} s. Last lines of {log}:\n{_tail(log)}"
-            )
-        time.sleep(0.1)
-
-
-def _has_joined(url: str) -> bool:
-    try:
-        return cluster_resources(url)["CPU"] > 0
-    except ClusterError:
-        return False  # the dashboard's other parts are still starting
-
-
-def _wait_until_gone(pid: int, create_time: float, *, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while is_alive(pid, create_time):
-        if time.monotonic() > deadline:
-            raise ClusterError(
-                f"process {pid} did not end within {timeout_s:.0f} s. End it with kill -9 {pid}."
-            )
-        time.sleep(0.05)
+        {"RAY_AUTH_MODE": "disabled"},
+        haproxy_env(haproxy_dir(temp_dir)),
+    )
 
 
 def _port(port: int, field: str) -> int:
@@ -310,51 +228,5 @@ def _port(port: int, field: str) -> int:
     return port or free_port()
 
 
-def _temp_dir() -> Path:
-    """Ray's folder below our own, or a short one where the sockets' paths would become too long."""
-    folder = home() / "ray"
-    if len(str(folder)) + 65 > _SOCKET_PATH_BYTES:
-        folder = _short_dir()
-    folder.mkdir(parents=True, exist_ok=True)
-    _drop_old_sessions(folder)
-    return folder
-
-
-def _haproxy_dir(temp_dir: Path) -> Path:
-    """HAProxy's folder below Ray's own, or a short one: its sockets' paths may be shorter still."""
-    folder = temp_dir / "haproxy"
-    return folder if len(str(folder)) <= FOLDER_BYTES else _short_dir() / "haproxy"
-
-
-def _short_dir() -> Path:
-    """A folder of this user with a short path, for this TANDEM_HOME."""
-    mark = hashlib.sha256(str(home()).encode()).hexdigest()[:8]
-    folder = Path(tempfile.gettempdir()) / f"tandem-{os.getuid()}-{mark}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise ClusterError(f"{folder} belongs to somebody else. Set TANDEM_HOME to a shorter path.")
-    return folder
-
-
-def _drop_old_sessions(folder: Path, keep: int = 3) -> None:
-    """Keep the logs of the last sessions; Ray never removes any."""
-    sessions = sorted(path for path in folder.glob("session_2*") if path.is_dir())
-    for path in sessions[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _tail(log: Path, lines: int = 15) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-
-
-def _supervisor_file() -> Path:
-    return home() / "supervisor.json"
-
-
 def _cluster_file() -> Path:
     return home() / "cluster.json"
-
-
-def _lock() -> AbstractContextManager[int]:
-    """One ``up`` or ``down`` at a time. The kernel drops it when the holder dies."""
-    return locked(home() / "cluster.lock", waiting_for="it starts or ends the local cluster")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+from functools import cache
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
+import psutil
 
+from cluster.auth import auth_headers, token_refused
 from cluster.inventory import Inventory
 from cluster.nodes import inventory_of
 from runtime.core.errors import ClusterError, ConfigError
@@ -16,7 +21,7 @@ _TIMEOUT_S = 60.0
 def answers(url: str) -> bool:
     """Whether ``url`` gives a 200 within two seconds."""
     try:
-        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
+        return httpx.get(url, headers=auth_headers(), timeout=2, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -25,13 +30,15 @@ def call(method: str, dashboard_url: str, path: str, *, body: Any = None) -> Any
     """The JSON that the dashboard answers.
 
     Raises:
-        ClusterError: it cannot be reached, or refuses; says which and what it said.
+        ClusterError: it cannot be reached, or refuses; says which and what it said. Of a missing or wrong
+            token it says how to give one.
     """
     try:
         reply = httpx.request(
             method,
             f"{dashboard_url}{path}",
             json=body,
+            headers=auth_headers(),
             timeout=_TIMEOUT_S,
             trust_env=is_remote(dashboard_url),
         )
@@ -40,6 +47,8 @@ def call(method: str, dashboard_url: str, path: str, *, body: Any = None) -> Any
             f"Ray's dashboard at {dashboard_url} does not answer ({type(error).__name__}: {error}). "
             "Check the address, or start a local cluster with `tandem up`."
         ) from None
+    if reply.status_code in (401, 403):
+        raise token_refused(dashboard_url, reply.status_code)
     if reply.is_error:
         raise ClusterError(
             f"Ray's dashboard refused {method} {path} ({reply.status_code}): {reply.text[:2000]}"
@@ -65,6 +74,15 @@ def checked_url(address: str) -> str:
             "the local cluster."
         )
     return address.rstrip("/")
+
+
+def has_joined(dashboard_url: str) -> bool:
+    """Whether a cluster that is starting has its head: a job sent earlier would find no CPU."""
+    # The dashboard answers before the node has joined, and one of its parts before the others.
+    try:
+        return answers(f"{dashboard_url}/api/version") and cluster_resources(dashboard_url)["CPU"] > 0
+    except ClusterError:
+        return False
 
 
 def cluster_resources(dashboard_url: str) -> dict[str, float]:
@@ -103,4 +121,11 @@ def _living_nodes(dashboard_url: str) -> list[dict[str, Any]]:
 
 def is_remote(url: str) -> bool:
     """A proxy from the environment is for other machines, never for this one."""
-    return "//127.0.0.1" not in url and "//localhost" not in url
+    return (urlsplit(url).hostname or "") not in _own_addresses()
+
+
+@cache
+def _own_addresses() -> frozenset[str]:
+    found = psutil.net_if_addrs().values()
+    own = {one.address for addresses in found for one in addresses if one.family == socket.AF_INET}
+    return frozenset({"localhost", "127.0.0.1", *own})

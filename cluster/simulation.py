@@ -11,7 +11,8 @@ from typing import Any, Literal
 from cluster.inventory import Inventory
 from cluster.placement import Free, Placement, Request
 from cluster.placement.request import UNITS
-from cluster.simulation_spec import ClusterSpec, WorkloadSpec
+from cluster.priority import CLASSES
+from cluster.simulation_spec import WorkloadSpec
 from cluster.waiting import Admitted, Decision, Held, Refused, Waiting, admit
 from runtime.core.errors import ConfigError
 from runtime.core.lookup import did_you_mean
@@ -114,8 +115,10 @@ class Simulated:
         return before[-1] if before else Moment(now_s, 0.0, self.inventory.cards, 0)
 
 
-def simulate(cluster: ClusterSpec, workload: WorkloadSpec) -> Simulated:
-    """Let the workload come to the cluster.
+def simulate(
+    inventory: Inventory, workload: WorkloadSpec, *, classes: tuple[str, ...] = CLASSES
+) -> Simulated:
+    """Let the workload come to the cluster, whose queue has these priority classes, the highest first.
 
     The queue is looked at whenever a request comes or ends, as ``cluster.waiting`` says; what runs without a
     duration does not end. Nothing is random: the same files give the same answer.
@@ -123,14 +126,14 @@ def simulate(cluster: ClusterSpec, workload: WorkloadSpec) -> Simulated:
     Raises:
         ConfigError: a priority is none of the cluster's.
     """
-    return _Course(cluster, workload).run()
+    return _Course(inventory, workload, classes).run()
 
 
 class _Course:
     """The state of a simulation between two events."""
 
-    def __init__(self, cluster: ClusterSpec, workload: WorkloadSpec) -> None:
-        self.inventory, self.classes = cluster.inventory(), cluster.priorities
+    def __init__(self, inventory: Inventory, workload: WorkloadSpec, classes: tuple[str, ...]) -> None:
+        self.inventory, self.classes = inventory, classes
         self.free = Free.of(self.inventory)
         self.lasting = self.free
         arriving = []

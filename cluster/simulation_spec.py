@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from pydantic import ByteSize, Field, field_validator, model_validator
 
+from cluster.cluster_spec import ClusterSpec
 from cluster.gpus import find
 from cluster.inventory import Card, Inventory, Node
 from cluster.placement import Request
 from cluster.placement.request import Kind, Strategy
 from cluster.priority import CLASSES
-from runtime.core.config import ConfigModel
+from runtime.core.config import ConfigModel, load_spec, read_mapping
 from runtime.core.errors import ConfigError
 
 _USUAL_CLASS: dict[Kind, str] = {"serve": "serving", "train": "training", "other": "batch"}
@@ -30,7 +32,7 @@ def _refuse_twice(names: Iterable[str]) -> None:
         raise ValueError(f"the name {twice[0]!r} is there twice. Give each entry a name of its own.")
 
 
-class NodeGroup(ConfigModel):
+class SimulatedNodes(ConfigModel):
     """Nodes that are alike."""
 
     name: str
@@ -51,7 +53,7 @@ class NodeGroup(ConfigModel):
     """Of each GPU: ``80GiB``. Default: what the catalogue says of ``accelerator_type``."""
 
     @model_validator(mode="after")
-    def _gpus_are_known(self) -> NodeGroup:
+    def _gpus_are_known(self) -> SimulatedNodes:
         if not self.gpus:
             return self
         if self.accelerator_type is None:
@@ -83,10 +85,10 @@ class NodeGroup(ConfigModel):
         ]
 
 
-class ClusterSpec(ConfigModel):
-    """A cluster to simulate."""
+class SimulatedCluster(ConfigModel):
+    """A cluster that need not be there: its nodes, and nothing else."""
 
-    nodes: tuple[NodeGroup, ...] = Field(min_length=1)
+    nodes: tuple[SimulatedNodes, ...] = Field(min_length=1)
     """Groups of equal nodes."""
 
     priorities: tuple[str, ...] = Field(CLASSES, min_length=1)
@@ -94,13 +96,27 @@ class ClusterSpec(ConfigModel):
 
     @field_validator("nodes")
     @classmethod
-    def _names_differ(cls, nodes: tuple[NodeGroup, ...]) -> tuple[NodeGroup, ...]:
+    def _names_differ(cls, nodes: tuple[SimulatedNodes, ...]) -> tuple[SimulatedNodes, ...]:
         _refuse_twice(name for group in nodes for name in _numbered(group.name, group.count))
         return nodes
 
     def inventory(self) -> Inventory:
         """Its nodes, in the order of the file."""
         return Inventory(tuple(node for group in self.nodes for node in group.inventory_nodes()))
+
+
+def load_cluster(path: Path) -> tuple[Inventory, tuple[str, ...]]:
+    """Nodes and priority classes, from a simulation's own file or from a ``cluster.yaml``.
+
+    The second has ``node_groups``, which count at their largest, and the usual classes.
+
+    Raises:
+        ConfigError: the file is neither.
+    """
+    if "node_groups" in read_mapping(path):
+        return load_spec(ClusterSpec, path).inventory(), CLASSES
+    cluster = load_spec(SimulatedCluster, path)
+    return cluster.inventory(), cluster.priorities
 
 
 class Arrival(ConfigModel):

@@ -1,8 +1,10 @@
-"""The parent of a local cluster: starts Ray, adopts every orphan, and ends all of it.
+"""The parent of a Ray node: starts Ray, adopts every orphan, and ends all of it.
 
-    python -m cluster.supervisor STATE_FILE RAY_START_COMMAND...
+    python -m cluster.supervisor STATE_FILE RAY_START_COMMAND... [--beside COMMAND...]
 
-Ray's ``stop`` finds processes by name and would end other people's. Here each process of the cluster
+The command after ``--beside`` (Prometheus) is started as well; its end ends nothing else.
+
+Ray's ``stop`` finds processes by name and would end other people's. Here each process of the node
 is a descendant of this one (a subreaper, so orphans come back to it): ending the cluster means ending
 our descendants. SIGTERM or SIGINT ends it; so does the death of Ray's head process.
 """
@@ -15,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -32,6 +33,8 @@ _OTHERS_S = 1.0
 
 _POLL_S = 0.05
 
+_BESIDE = "--beside"
+
 # A plain value: an Event's set() in the handler waits for ever when it interrupted the Event's wait(), which
 # held the lock, and both are this thread's.
 _told_to_stop = False
@@ -45,17 +48,25 @@ def _on_signal(_number: int, _frame: FrameType | None) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run until told to stop or until Ray's head ends; returns the head's exit code, 0 when told."""
-    state_file, command = Path(arguments[0]), arguments[1:]
+    state_file, command, beside = _read(arguments)
     become_subreaper()
     signal.signal(signal.SIGTERM, _on_signal)
     signal.signal(signal.SIGINT, _on_signal)
     # This process has one thread, so running code between fork and exec is safe.
     head = subprocess.Popen(command, preexec_fn=die_with_parent)  # noqa: PLW1509
+    companion = subprocess.Popen(beside, preexec_fn=die_with_parent) if beside else None  # noqa: PLW1509
     write_json(state_file, _state(head.pid))
     code = _wait_and_reap(head.pid)
-    _end_everything(head.pid)
+    _end_everything(head.pid, companion.pid if companion else None)
     state_file.unlink(missing_ok=True)
     return code
+
+
+def _read(arguments: list[str]) -> tuple[Path, list[str], list[str]]:
+    """The state file, Ray's command, and the one beside it."""
+    words = arguments[1:]
+    split = words.index(_BESIDE) if _BESIDE in words else len(words)
+    return Path(arguments[0]), words[:split], words[split + 1 :]
 
 
 def _state(head_pid: int) -> dict[str, float]:
@@ -80,15 +91,22 @@ def _wait_and_reap(head_pid: int) -> int:
     return 0
 
 
-def _end_everything(head_pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(head_pid, signal.SIGTERM)
-    _wait_while(lambda: _reap() and psutil.pid_exists(head_pid), timeout_s=_HEAD_S)
+def _end_everything(head_pid: int, companion_pid: int | None) -> None:
+    # The number of one that we have reaped may be another's by now.
+    ours = {child.pid for child in psutil.Process().children()}
+    for pid in ours & {head_pid, companion_pid}:
+        os.kill(pid, signal.SIGTERM)
+    _wait_while(lambda: _reap() and psutil.pid_exists(head_pid), timeout_s=_HEAD_S + _drain_s())
     _wait_while(_reap, timeout_s=_OTHERS_S)
     # New processes may be forked, and orphans adopted, while we kill: repeat until none is left.
     while _reap():
         kill_all(descendants(os.getpid()))
         time.sleep(_POLL_S)
+
+
+def _drain_s() -> float:
+    """How long Ray was told to wait for what still runs on this node; it goes earlier when that has ended."""
+    return float(os.environ.get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0"))
 
 
 def _wait_while(condition: Callable[[], bool], *, timeout_s: float) -> None:

@@ -79,6 +79,7 @@ def admit(
     now_s: float,
     *,
     lasting: Free | None = None,
+    largest: Free | None = None,
     classes: Sequence[str] = CLASSES,
 ) -> list[Decision]:
     """What happens to each request now, in queue order; every placement fits beside those before it.
@@ -87,12 +88,14 @@ def admit(
         free: The books as they are.
         lasting: The books with only what does not end by itself (serve apps) taken. A place is kept only
             where waiting helps. Default: the empty cluster, as if everything ended.
+        largest: The empty books of the cluster with all nodes that it may still get: what they could hold
+            waits. Default: it gets none.
         classes: Priority classes, the highest first.
 
     Raises:
         ConfigError: a priority is none of the classes.
     """
-    round_ = _Round(free, lasting or free.empty, now_s)
+    round_ = _Round(free, lasting or free.empty, largest or free.empty, now_s)
     return [round_.decide(one) for one in in_order(waiting, now_s, classes)]
 
 
@@ -118,12 +121,14 @@ def in_order(waiting: Sequence[Waiting], now_s: float, classes: Sequence[str] = 
 class _Round:
     """One look at the queue, from its head on."""
 
-    def __init__(self, free: Free, lasting: Free, now_s: float) -> None:
-        self.free, self.lasting, self.now_s = free, lasting, now_s
+    def __init__(self, free: Free, lasting: Free, largest: Free, now_s: float) -> None:
+        self.free, self.lasting, self.largest, self.now_s = free, lasting, largest, now_s
         self.left = free
         """What is free beside the places kept: all that later ones may take."""
         self.kept: list[Waiting] = []
         self.held: list[Waiting] = []
+        self.to_come: set[Request] = set()
+        """Shapes of requests that only nodes to come could hold."""
         self.reasons: dict[Request, str] = {}
         """Why shapes of requests found no room. Room only shrinks in a round: the next alike finds none."""
 
@@ -136,16 +141,23 @@ class _Round:
                 self.free, self.left = self.free.taken(found), self.left.taken(found)
                 return Admitted(one, found)
             if found.never:
-                return Refused(one, found.reason)
+                then = place(self.largest, one.request)
+                if isinstance(then, NoRoom):
+                    return Refused(one, then.reason)
+                self.to_come.add(shape)
             self.reasons[shape] = self._why(one, found)
         reason = f"{self.reasons[shape]} {self._ahead()}".rstrip()
         self.held.append(one)
-        if self._is_overdue_head(one):
+        if shape not in self.to_come and self._is_overdue_head(one):
             reason = f"{reason} {self._keep_a_place(one)}"
         return Held(one, len(self.held), reason)
 
     def _why(self, one: Waiting, found: NoRoom) -> str:
         """What is short, or for whom the room is kept that there is."""
+        if one.request.shape in self.to_come:
+            return (
+                "The nodes that are there cannot hold it: it waits for those that the cluster may still get."
+            )
         if self.kept and isinstance(place(self.free, one.request), Placement):
             names = ", ".join(repr(head.request.name) for head in self.kept)
             return f"There is room, kept for {names}, waiting longer than {NOT_PASSED_AFTER_S:g} s."

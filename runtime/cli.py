@@ -13,16 +13,22 @@ import click
 from runtime import __version__
 from runtime.cli_adapters import adapters
 from runtime.cli_batch import batch
+from runtime.cli_check import check
+from runtime.cli_cluster import cluster
 from runtime.cli_datasets import datasets
 from runtime.cli_gpus import gpus
 from runtime.cli_keys import keys
+from runtime.cli_migrate import migrate
 from runtime.cli_models import models
+from runtime.cli_monitoring import monitoring
 from runtime.cli_options import address_option, dry_run_option, json_option, no_wait_option, store_option
 from runtime.cli_plan import plan as plan_command
+from runtime.cli_render import render
 from runtime.cli_runs import runs
 from runtime.cli_simulate import simulate
 from runtime.cli_storage import storage
 from runtime.cli_sweep import sweep
+from runtime.cli_up import down, up
 from runtime.core.errors import TandemError
 from runtime.core.log import configure
 
@@ -72,40 +78,8 @@ def setup() -> None:
     ensure(["core", "train", "serve"])
 
 
-@main.command()
-@click.option("--num-cpus", type=int, help="CPUs that Ray may hand out. Default: all, at least 2.")
-@click.option("--num-gpus", type=int, help="GPUs that Ray may hand out. Default: all.")
-@click.option(
-    "--dashboard-port", type=int, help="Dashboard, job and Serve API. Default 8265; 0: any free one."
-)
-@click.option("--http-port", type=int, help="Serving endpoint. Default 8000; 0: any free one.")
-@store_option
-@json_option
-def up(as_json: bool, **options: int | str | None) -> None:
-    """Start the local cluster, or find the one that runs. It outlives this command."""
-    from cluster import local
-    from cluster.setup import ensure
-    from runtime.core.config import load_spec
-
-    ensure(["core", "train", "serve"])
-    given = {name: value for name, value in options.items() if value is not None}
-    spec = load_spec(local.LocalClusterSpec, given)
-    # The store may come from the environment, where it is no wish for another cluster.
-    if local.current() and given.keys() - {"store"}:
-        click.echo("A cluster runs already: the options change nothing. First: tandem down", err=True)
-    cluster = local.up(spec)
-    if as_json:
-        click.echo(cluster.to_json())
-        return
-    click.echo(f"Cluster    {cluster.address}\nDashboard  {cluster.dashboard_url}\nEnd it     tandem down")
-
-
-@main.command()
-def down() -> None:
-    """End the local cluster: Ray, training jobs, replicas, engines."""
-    from cluster import local
-
-    click.echo("The local cluster has ended." if local.down() else "No local cluster runs.")
+main.add_command(up)
+main.add_command(down)
 
 
 @main.command()
@@ -268,6 +242,11 @@ main.add_command(datasets)
 main.add_command(storage)
 main.add_command(sweep)
 main.add_command(simulate)
+main.add_command(render)
+main.add_command(check)
+main.add_command(cluster)
+main.add_command(migrate)
+main.add_command(monitoring)
 
 
 @main.command()

@@ -24,14 +24,16 @@ from runtime.cli_options import json_option
 def simulate(cluster: Path, workload: Path, at_s: float | None, as_json: bool) -> None:
     """Show how a cluster would fill with a workload: who lies where, who waits, who is refused.
 
-    Nothing is started. Places and queue follow the rules that a real cluster's admission uses.
+    Nothing is started. Places and queue follow the rules that a real cluster's admission uses. CLUSTER.yaml
+    is a cluster spec (its node groups at their largest), or a list of nodes as in examples/simulate.
     """
     from cluster.simulation import simulate as simulated
-    from cluster.simulation_spec import ClusterSpec, WorkloadSpec
+    from cluster.simulation_spec import WorkloadSpec, load_cluster
     from runtime.core.config import load_spec
     from runtime.simulate import described, print_picture
 
-    result = simulated(load_spec(ClusterSpec, cluster), load_spec(WorkloadSpec, workload))
+    inventory, classes = load_cluster(cluster)
+    result = simulated(inventory, load_spec(WorkloadSpec, workload), classes=classes)
     if as_json:
         click.echo(json.dumps(described(result, at_s), indent=2))
         return

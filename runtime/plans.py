@@ -7,6 +7,7 @@ from pathlib import Path
 from cluster import local
 from cluster.applications import http_host
 from cluster.inventory import Inventory
+from cluster.ledger.shown import at_its_largest
 from cluster.rest import checked_url, inventory
 from runtime.core.config import blamed_on, load_spec
 from serve_apps.plan import ServePlan, plan_serve
@@ -37,4 +38,6 @@ def serve_plan(spec: Path, address: str | None, store: str | None) -> ServePlan:
 def nodes_at(address: str | None) -> Inventory:
     """Those of the cluster at ``address``, of the local one, or of the one that ``tandem up`` would start."""
     url = local.dashboard_of(address)
-    return inventory(url) if url else local.expected(local.LocalClusterSpec())
+    if url is None:
+        return local.expected(local.LocalClusterSpec())
+    return at_its_largest(url) if address else inventory(url)

@@ -22,7 +22,7 @@ from cluster import applications, jobs, local
 from cluster.code import code_snapshot
 from cluster.environments import check_pair
 from cluster.inventory import Inventory
-from cluster.ledger.shown import picture, refuse_without_room
+from cluster.ledger.shown import at_its_largest, picture, refuse_without_room
 from cluster.rest import checked_url, cluster_resources, inventory, ray_version
 from runtime.adapters import AppAdapters
 from runtime.app import App
@@ -325,8 +325,8 @@ class Tandem:
         return estimate(target, self.store, inventory=self.inventory(), gpu=gpu, num_gpus=num_gpus)
 
     def inventory(self) -> Inventory:
-        """Its living nodes and their cards."""
-        return inventory(self.dashboard_url)
+        """Its living nodes and their cards, and those that it may still get."""
+        return inventory(self.dashboard_url) if self._local else at_its_largest(self.dashboard_url)
 
     def _plan_train(self, spec: TrainSource) -> tuple[TrainSpec, TrainPlan]:
         with blamed_on(spec):

@@ -15,6 +15,7 @@ from cluster.environments import check_pair, interpreter, process_env
 from cluster.haproxy_rules import BY_PREFIX
 from cluster.inventory import Inventory
 from cluster.nodes import node_of
+from cluster.nodes_to_come import at_its_largest
 from runtime.core.config import load_spec
 from serve_apps.autoscaling import autoscaling_config
 from serve_apps.deployment import VllmReplica
@@ -42,8 +43,8 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     plan = plan_serve(
         spec,
         store=open_store(spec.store),
-        inventory=Inventory.of(
-            node_of(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]
+        inventory=at_its_largest(
+            Inventory.of(node_of(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"])
         ),
         http_host=_http_host(),
     )

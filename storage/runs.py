@@ -17,7 +17,7 @@ from storage.location import Location, side_by_side
 from storage.manifest import CheckpointManifest
 from storage.metrics_log import MetricsLog, read_metrics
 
-_RUN_ID = re.compile(r"(?P<name>.+)-\d{8}-\d{6}-[0-9a-f]{4}")
+_RUN_ID = re.compile(r"(?P<name>.+)-(\d{8}-\d{6}-[0-9a-f]{4}|[0-9a-f]{8})")
 
 
 Ended = Literal["stopped", "preempted", "resized"]
@@ -47,7 +47,8 @@ class RunFolder:
     """One training run in the store, ``runs/<name>/<run-id>/``."""
 
     run_id: str
-    """``<name>-<UTC date>-<time>-<4 hex digits>``; also the Ray job's submission id."""
+    """``<name>-<UTC date>-<time>-<4 hex digits>``, also the Ray job's submission id; of a job in a manifest
+    ``<name>-<8 hex digits>``."""
 
     place: Location
     """The folder."""
@@ -246,10 +247,20 @@ class Runs:
     def __init__(self, root: Location) -> None:
         self._root = root
 
-    def new(self, name: str, spec_json: str) -> RunFolder:
-        """A fresh run folder for ``name`` that holds ``spec_json``."""
+    def new(self, name: str, spec_json: str, *, run_id: str | None = None) -> RunFolder:
+        """A fresh run folder for ``name`` that holds ``spec_json``.
+
+        Args:
+            run_id: ``<name>-<8 hex digits>``. Default: a new one.
+
+        Raises:
+            ConfigError: ``run_id`` is none of this name.
+            Conflict: there is such a run.
+        """
         now = datetime.now(UTC)
-        run_id = f"{name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        run_id = run_id or f"{name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        if not (spelled := _RUN_ID.fullmatch(run_id)) or spelled["name"] != name:
+            raise ConfigError(f"the run's id is {run_id!r}. Write {name}- and 8 hexadecimal digits.")
         place = self._root / name / run_id
         (place / "spec.json").write_bytes(spec_json.encode())
         # Last: a run is listed when it has a record.

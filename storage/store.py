@@ -177,9 +177,13 @@ class Store:
 
     # runs
 
-    def new_run(self, name: str, spec_json: str) -> RunFolder:
-        """A fresh run folder that holds the resolved spec."""
-        return self._runs.new(check_name(name, field="name"), spec_json)
+    def new_run(self, name: str, spec_json: str, *, run_id: str | None = None) -> RunFolder:
+        """A fresh run folder that holds the resolved spec.
+
+        Args:
+            run_id: ``<name>-<8 hex digits>``. Default: a new one.
+        """
+        return self._runs.new(check_name(name, field="name"), spec_json, run_id=run_id)
 
     def runs(self, name: str | None = None) -> list[RunFolder]:
         """Runs of ``name``, or all, oldest first."""

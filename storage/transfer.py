@@ -19,6 +19,7 @@ from typing import Protocol, TypeVar
 
 from runtime.core.errors import Corrupt, NoSpace, NotFound, StorageError
 from runtime.core.log import get_logger
+from storage import traffic
 from storage.backend import Entry, Part
 from storage.crc import combine
 from storage.journal import Journal, Sent, open_journal
@@ -212,6 +213,7 @@ class _Move:
         except Corrupt:
             part = self._second_time(lambda: self._patiently(attempt))
         self.crc32c = part.crc32c
+        self._count(self.copy.entry.size_bytes)
         self._tell(self.copy.entry.size_bytes)
 
     def _send_part(self, number: int) -> None:
@@ -234,6 +236,7 @@ class _Move:
             return Sent(tag, part.crc32c)
 
         sent = self._patiently(attempt)
+        self._count(self._size_of(number))
         with self._lock:
             self._sent[number] = sent
             if self._journal:
@@ -331,6 +334,9 @@ class _Move:
                 f"{self.copy.source}: its content does not match its checksum, twice ({error}). The stored "
                 "file is damaged; nothing was kept. Publish it again, or copy it from another store."
             ) from None
+
+    def _count(self, size_bytes: int) -> None:
+        traffic.add(self.copy.source.backend.scheme, self.copy.target.backend.scheme, size_bytes)
 
     def _tell(self, size_bytes: int) -> None:
         if self._progress:

@@ -15,6 +15,7 @@ from typing import Literal, NoReturn
 from cluster import environments
 from cluster.inventory import Inventory
 from cluster.nodes import node_of
+from cluster.nodes_to_come import at_its_largest
 from runtime.core.errors import ClusterError, ConfigError, TandemError
 from storage.runs import RunFolder
 from storage.store import Store, open_store
@@ -85,13 +86,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN_ID",
         help="go on with this run, from its last checkpoint if it has one (default: a new run)",
     )
+    run.add_argument(
+        "--run-id",
+        metavar="RUN_ID",
+        help="begin a run of this id, NAME-<8 hex digits>, or go on with it where a lost cluster left it: "
+        "for a job that is tried again",
+    )
     return parser
 
 
 def _run(options: argparse.Namespace) -> Literal[0]:
     if options.spec is None and options.llamafactory is None and not options.run:
         raise ConfigError("SPEC is missing. Name a train spec, or with --run the run whose spec it is.")
+    if options.run and options.run_id:
+        raise ConfigError("--run and --run-id both name the run. Leave one out.")
     store = open_store(options.store)
+    if options.run_id and (begun := _begun(store, options.run_id)):
+        return _take_up(options, store, begun)
     given = store.run(options.run) if options.run else None
     try:
         return _plan_and_go(options, store, given)
@@ -100,6 +111,26 @@ def _run(options: argparse.Namespace) -> Literal[0]:
         if given is not None and not options.dry_run and _is_ours(given):
             given.write_result({"status": "failed", "error": str(error)})
         raise
+
+
+def _begun(store: Store, run_id: str) -> RunFolder | None:
+    """The run of exactly this id."""
+    return next((run for run in store.runs(run_id.rpartition("-")[0]) if run.run_id == run_id), None)
+
+
+def _take_up(options: argparse.Namespace, store: Store, run: RunFolder) -> Literal[0]:
+    """Go on with a run whose cluster was lost. How it ended before, if it has, is how it ends now."""
+    ended = run.result()
+    if ended is None:
+        its_own = argparse.Namespace(**vars(options) | {"spec": None, "llamafactory": None})
+        return _plan_and_go(its_own, store, run)
+    if ended["status"] == "succeeded":
+        print(f"run {run.run_id} has succeeded: there is nothing to do.", flush=True)
+        return 0
+    raise ClusterError(
+        f"run {run.run_id} has {ended['status']}: {ended.get('error')}\n"
+        f"It is not begun again by itself. Go on with: tandem train --resume {run.run_id}"
+    )
 
 
 def _is_ours(run: RunFolder) -> bool:
@@ -127,7 +158,7 @@ def _plan_and_go(options: argparse.Namespace, store: Store, given: RunFolder | N
         print(f"note: {note}", flush=True)
     source.register(store)
     # Only a spec that can run gets a folder.
-    run = given or store.new_run(source.spec.name, source.spec.to_json())
+    run = given or store.new_run(source.spec.name, source.spec.to_json(), run_id=options.run_id)
     return hand_over(
         plan.model_copy(update={"run_id": run.run_id, "run_uri": run.uri, "may_wait": not options.no_wait}),
         run,
@@ -150,7 +181,7 @@ def _count(text: str) -> int:
 
 
 def living_nodes() -> Inventory | None:
-    """The nodes of the cluster that this process runs on, or None where there is no cluster.
+    """The nodes of the cluster that this process runs on, and those to come; None where there is no cluster.
 
     Asks the dashboard: a driver of its own (``ray.init``) would take 2 s longer.
 
@@ -177,7 +208,7 @@ def living_nodes() -> Inventory | None:
             f"RAY_ADDRESS is {os.environ.get('RAY_ADDRESS')}, but no cluster answers there. Unset or correct "
             "it."
         ) from None
-    return Inventory.of(node_of(node.node_id, node.resources_total or {}) for node in nodes)
+    return at_its_largest(Inventory.of(node_of(node.node_id, node.resources_total or {}) for node in nodes))
 
 
 def hand_over(plan: TrainPlan, run: RunFolder, python: Path) -> NoReturn:

@@ -11,22 +11,22 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private.state import available_resources_per_node, state
 from ray.autoscaler.sdk import request_resources
-from ray.util.metrics import Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.environments import interpreter, process_env
 from cluster.haproxy_rules import BY_PREFIX
 from cluster.inventory import Inventory
 from cluster.ledger.core import Core
+from cluster.ledger.metrics import LedgerMetrics
 from cluster.ledger.picture import FILE
 from cluster.nodes import node_of
+from cluster.nodes_to_come import groups_to_come
 from cluster.placement import Request
 from cluster.shares.holding import folder_of
 from cluster.shares.reading import NodeReading, read_node
@@ -71,11 +71,11 @@ class Ledger:
         self._asked: dict[str, Any] = {}
         """What readers have not answered yet."""
         self._last: dict[str, NodeReading] = {}
-        self._core = Core()
+        self._core = Core(groups_to_come())
         # None: what a ledger before this one has asked for stands until it is told otherwise.
         self._bundles: list[dict[str, float]] | None = None
         self._lock = threading.Lock()
-        self._metrics = _Metrics()
+        self._metrics = LedgerMetrics()
         self._look()
         threading.Thread(target=self._look_for_ever, name="look", daemon=True).start()
 
@@ -157,7 +157,7 @@ class Ledger:
         new = self._file.with_suffix(".new")
         new.write_text(json.dumps(picture))
         new.replace(self._file)
-        self._metrics.tell(picture)
+        self._metrics.tell(picture, readings)
 
     def _look_after_lost(self) -> None:
         try:
@@ -228,47 +228,3 @@ class Reader:
     def read(self) -> NodeReading:
         """One look."""
         return read_node(self._folder, self._node_id)
-
-
-class _Metrics:
-    """The ledger's figures among Ray's own."""
-
-    def __init__(self) -> None:
-        card, share = ("node_id", "card"), ("node_id", "card", "holder")
-        self._free = Gauge("tandem_card_free", "Fraction of a card that nobody holds.", card)
-        self._used = Gauge("tandem_card_used_bytes", "Memory in use on a card, as NVML says.", card)
-        self._promised = Gauge("tandem_share_promised_bytes", "What a holder has promised to keep to.", share)
-        self._share_used = Gauge("tandem_share_used_bytes", "What a holder uses of its share.", share)
-        self._over = Gauge("tandem_share_over_bytes", "What a holder uses beyond its promise.", share)
-        self._waiting = Gauge("tandem_waiting_requests", "Requests that wait for room.", ("priority",))
-        self._told: set[tuple[str, ...]] = set()
-        self._priorities: set[str] = set()
-
-    def tell(self, picture: Mapping[str, Any]) -> None:
-        """Set all, and what is gone to 0."""
-        told: set[tuple[str, ...]] = set()
-        for node in picture["nodes"]:
-            for card in node["cards"]:
-                tags = {"node_id": node["node_id"], "card": str(card["index"])}
-                self._free.set(card["free"], tags)
-                self._used.set(card["used_bytes"] or 0, tags)
-            for card in (*node["cards"], {"index": "", "shares": node["shares"]}):
-                for share in card["shares"]:
-                    key: tuple[str, ...] = (node["node_id"], str(card["index"]), share["holder"])
-                    told.add(key)
-                    self._tell_share(key, share)
-        for key in self._told - told:
-            self._tell_share(key, {})
-        self._told = told
-        counts = dict.fromkeys(self._priorities, 0)
-        for one in picture["waiting"]:
-            counts[one["priority"]] = counts.get(one["priority"], 0) + 1
-        self._priorities = set(counts)
-        for priority, count in counts.items():
-            self._waiting.set(count, {"priority": priority})
-
-    def _tell_share(self, key: tuple[str, ...], share: Mapping[str, Any]) -> None:
-        tags = dict(zip(("node_id", "card", "holder"), key, strict=True))
-        self._promised.set(share.get("promised_bytes") or 0, tags)
-        self._share_used.set(share.get("used_bytes") or 0, tags)
-        self._over.set(share.get("over_bytes") or 0, tags)

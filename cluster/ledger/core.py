@@ -10,6 +10,7 @@ from typing import Any
 from cluster.inventory import Card, Inventory, Node
 from cluster.ledger.books import OTHERS, Grant, shares_now
 from cluster.ledger.picture import draw
+from cluster.nodes_to_come import joined
 from cluster.placement import Free, Request
 from cluster.placement.request import ANY
 from cluster.shares.holding import Holding
@@ -54,12 +55,17 @@ class _Granted:
 
 
 class Core:
-    """Give it what was seen (:meth:`look`), then ask."""
+    """Give it what was seen (:meth:`look`), then ask.
 
-    def __init__(self) -> None:
+    Args:
+        groups: Of nodes, up to which the cluster may grow (``cluster.nodes_to_come``).
+    """
+
+    def __init__(self, groups: Sequence[Mapping[str, Any]] = ()) -> None:
         self._inventory = Inventory()
         self._free_by_node: Mapping[str, Mapping[str, float]] = {}
         self._readings: list[NodeReading] = []
+        self._groups: Sequence[Mapping[str, Any]] = groups
         self._waiting: dict[str, _Entry] = {}
         self._granted: dict[str, _Granted] = {}
         self._held: dict[str, Held] = {}
@@ -225,7 +231,7 @@ class Core:
             self._readings,
             sorted(waiting, key=lambda one: int(one["position"])),
             now_s,
-        )
+        ) | {"groups_to_come": list(self._groups)}
 
     @staticmethod
     def _answer_held(held: Held) -> dict[str, Any]:
@@ -290,7 +296,8 @@ class Core:
         lasting = Free.of(self._inventory, [share for share in shares if share.holder in serving])
         queue = [Waiting(entry.sizes[-1], entry.priority, entry.since_s) for entry in self._waiting.values()]
         self._held = {}
-        for decision in admit(free, queue, now_s, lasting=lasting):
+        largest = Free.of(joined(self._inventory, self._groups))
+        for decision in admit(free, queue, now_s, lasting=lasting, largest=largest):
             name = decision.waiting.request.name
             if isinstance(decision, Held):
                 self._held[name] = decision
@@ -305,7 +312,7 @@ class Core:
                     # Asked for in the queue, as the least was: a place that is kept for another stays kept.
                     larger = Waiting(size, decision.waiting.priority, decision.waiting.since_s)
                     asked = [larger if one is decision.waiting else one for one in queue]
-                    found = _decision(larger, admit(free, asked, now_s, lasting=lasting))
+                    found = _decision(larger, admit(free, asked, now_s, lasting=lasting, largest=largest))
                     if isinstance(found, Admitted):
                         choice, placement = number, found.placement
                         break

@@ -6,8 +6,9 @@ import time
 from typing import Any
 from urllib.parse import urlencode
 
-from cluster.inventory import Share
+from cluster.inventory import Inventory, Share
 from cluster.ledger.picture import FILE, draw
+from cluster.nodes_to_come import joined
 from cluster.placement import Free, NoRoom, Request, place
 from cluster.rest import call, head_node_id, inventory
 from runtime.core.errors import ClusterError
@@ -33,6 +34,11 @@ def picture(dashboard_url: str) -> dict[str, Any]:
     if abs(time.time() - found.get("at", 0.0)) <= _OLD_S:
         return found
     return draw(inventory(dashboard_url), [], [], [], time.time()) | {"at": None}
+
+
+def at_its_largest(dashboard_url: str) -> Inventory:
+    """The living nodes of a cluster, and those that it may still get, as far as its ledger has told."""
+    return joined(inventory(dashboard_url), picture(dashboard_url).get("groups_to_come", []))
 
 
 def refuse_without_room(dashboard_url: str, request: Request) -> None:

@@ -1,8 +1,9 @@
-"""One node as it is now: its cards as NVML reads them, and what its processes hold and use."""
+"""One node as it is now: its cards as NVML reads them, what its processes hold and use, its cache's disk."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from cluster.nvml import CardReading, read_cards
 from cluster.shares.holding import Holding, holdings_in
+from runtime.core.places import file_cache
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class NodeReading:
     node_id: str
     cards: tuple[CardReading, ...]
     held: tuple[Held, ...]
+    cache_disk: tuple[int, int] | None = None
+    """Bytes of the disk that the node cache lies on, and free bytes of it."""
 
 
 def read_node(folder: Path, node_id: str) -> NodeReading:
@@ -40,7 +44,16 @@ def read_node(folder: Path, node_id: str) -> NodeReading:
     holdings = holdings_in(folder)
     children = _children() if holdings else {}
     held = tuple(Held(one, _used_bytes(one, _family(one.pid, children), cards)) for one in holdings)
-    return NodeReading(node_id, cards, held)
+    return NodeReading(node_id, cards, held, _disk(file_cache()))
+
+
+def _disk(folder: Path) -> tuple[int, int] | None:
+    """Of the disk that ``folder`` lies on, or will lie on once it is made."""
+    with suppress(OSError):
+        there = next(one for one in (folder, *folder.parents) if one.exists())
+        found = shutil.disk_usage(there)
+        return found.total, found.free
+    return None
 
 
 def _used_bytes(holding: Holding, pids: Sequence[int], cards: Iterable[CardReading]) -> int | None:

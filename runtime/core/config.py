@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
@@ -120,8 +120,21 @@ def _validate(cls: type[Spec], data: Mapping[str, Any], *, origin: str) -> Spec:
     try:
         return cls.model_validate(data)
     except ValidationError as error:
-        faults = "\n".join(f"  {_fault(cls, item)}" for item in error.errors())
+        faults = "\n".join(f"  {_fault(cls, item)}" for item in _told(error.errors()))
         raise ConfigError(f"{origin}: {cls.__name__} cannot be used.\n{faults}") from None
+
+
+def _told(items: Sequence[Any]) -> list[Any]:
+    """The faults without those that only follow from others.
+
+    pydantic leaves a wrong entry out of its list and then finds the list too short.
+    """
+    return [item for item in items if item["type"] != "too_short" or not _has_a_wrong_entry(item, items)]
+
+
+def _has_a_wrong_entry(item: Any, items: Sequence[Any]) -> bool:
+    depth = len(item["loc"])
+    return any(len(other["loc"]) > depth and other["loc"][:depth] == item["loc"] for other in items)
 
 
 def _fault(cls: type[BaseModel], item: Any) -> str:

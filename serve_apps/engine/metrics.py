@@ -1,4 +1,4 @@
-"""vLLM's own metrics among Ray's: every few seconds, what vLLM counted becomes Ray's.
+"""A replica's metrics among Ray's: every few seconds, what vLLM counted, and what Tandem counts beside it.
 
 vLLM can write to Ray's metrics itself, at every step and token, which costs a replica up to a tenth of its
 CPU time. Here it counts as its own server does (so ``/metrics`` of a replica has all of it, too), and the
@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 
 from prometheus_client import Metric
 from ray.util.metrics import Gauge
 from vllm.v1.metrics.prometheus import get_prometheus_registry
 
+from cluster.monitoring.store_metrics import StoreMetrics
 from runtime.core.log import get_logger
 
 _log = get_logger(__name__)
@@ -31,11 +33,19 @@ class EngineMetrics:
 
     Args:
         replica_id: Ray Serve's, the label ``ReplicaId``.
+        app: The app's name, which is vLLM's label ``model_name``.
+        queued: How many requests wait at the door, before vLLM knows of them.
     """
 
-    def __init__(self, replica_id: str) -> None:
-        self._replica_id = replica_id
+    def __init__(self, replica_id: str, *, app: str, queued: Callable[[], int]) -> None:
+        self._replica_id, self._app, self._queued = replica_id, app, queued
         self._gauges: dict[str, Gauge] = {}
+        self._store = StoreMetrics()
+        self._at_the_door = Gauge(
+            "tandem_app_queued_requests",
+            "Requests that wait until the engine takes them.",
+            ("model_name", "ReplicaId"),
+        )
         self._background: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -57,6 +67,8 @@ class EngineMetrics:
                 _log.exception("the engine's metrics do not reach Ray's; trying again")
 
     async def _pass_on(self) -> None:
+        self._at_the_door.set(self._queued(), {"model_name": self._app, "ReplicaId": self._replica_id})
+        self._store.tell()
         for family in get_prometheus_registry().collect():
             if family.name.startswith(_OURS) and family.name != _PASSED_OVER:
                 self._set(family)

@@ -58,7 +58,8 @@ class Replica:
         logs = Path(get_serve_logs_dir()).parent
         live = LiveStats(logs, replica_id, self.stats)
         # Usage first: at the end nothing else is worth waiting for.
-        self._parts: list[_Part] = [usage, limits, EngineMetrics(replica_id), live]
+        metrics = EngineMetrics(replica_id, app=spec.name, queued=lambda: self.app.admission.queued)
+        self._parts: list[_Part] = [usage, limits, metrics, live]
         if keyring:
             self._parts.append(keyring)
         self.app = Door(

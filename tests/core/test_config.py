@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import Field, ValidationError
 
+from cluster.kubernetes.refusals import Held
 from runtime.core.config import ConfigModel, load_spec
-from runtime.core.errors import ConfigError, RunFailed, TandemError
+from runtime.core.errors import ConfigError, TandemError
 from runtime.core.lookup import did_you_mean
 
 
@@ -74,6 +75,24 @@ def test_a_wrong_spec_is_refused_with_file_field_value_and_remedy(
         assert str(file) in str(refusal.value)
 
 
+class Several(ConfigModel):
+    """A spec with two lists that may not be empty."""
+
+    groups: tuple[Inner, ...] = Field(min_length=1)
+    """How large each is."""
+
+    names: tuple[str, ...] = Field(min_length=1)
+    """What they are called."""
+
+
+def test_a_list_is_not_called_too_short_for_its_wrong_entry():
+    with pytest.raises(ConfigError) as refusal:
+        load_spec(Several, {"groups": [{"num_workers": 0}], "names": []})
+    faults = str(refusal.value).splitlines()[1:]
+    assert [fault.split(":")[0].strip() for fault in faults] == ["groups.0.num_workers", "names"]
+    assert "at least 1 item" in faults[1]
+
+
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path):
     (tmp_path / "weights.yaml").write_bytes(b"\x00\xff\xfe")
     with pytest.raises(ConfigError, match=r"weights\.yaml: is not text"):
@@ -89,11 +108,17 @@ def _all_errors(cls: type[TandemError]) -> list[type[TandemError]]:
     return [cls, *(below for child in cls.__subclasses__() for below in _all_errors(child))]
 
 
+_ARGUMENTS: dict[str, tuple[object, ...]] = {
+    "RunFailed": ("r-1", "out of memory", "tandem logs r-1"),
+    "RunStopped": ("r-1", "by its user", "tandem logs r-1"),
+    "Conflicted": ("Service lab", [Held("spec.type", "kubectl")]),
+}
+"""Of the errors that are made of more than a message."""
+
+
 @pytest.mark.parametrize("cls", _all_errors(TandemError), ids=lambda cls: cls.__name__)
 def test_every_error_crosses_processes(cls: type[TandemError]):
-    error = (
-        cls("r-1", "out of memory", "tandem logs r-1") if issubclass(cls, RunFailed) else cls("what happened")
-    )
+    error = cls(*_ARGUMENTS.get(cls.__name__, ("what happened",)))
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), vars(again)) == (cls, str(error), vars(error))
 

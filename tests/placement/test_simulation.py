@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.simulation import Simulated, simulate
-from cluster.simulation_spec import ClusterSpec, WorkloadSpec
+from cluster.simulation_spec import SimulatedCluster, WorkloadSpec, load_cluster
 from cluster.waiting import CLASSES, NOT_PASSED_AFTER_S, PROMOTED_AFTER_S
 from runtime.core.config import load_spec
 from runtime.core.errors import ConfigError
@@ -28,7 +28,9 @@ def nodes(count: int = 1, gpus: int = 4, **fields: object) -> dict[str, object]:
 
 
 def run(cluster: dict[str, object], *requests: dict[str, object]) -> Simulated:
-    return simulate(load_spec(ClusterSpec, cluster), load_spec(WorkloadSpec, {"requests": list(requests)}))
+    spec = load_spec(SimulatedCluster, cluster)
+    workload = load_spec(WorkloadSpec, {"requests": list(requests)})
+    return simulate(spec.inventory(), workload, classes=spec.priorities)
 
 
 def job(name: str, cards: int, duration_s: float | None = 100.0, **fields: object) -> dict[str, object]:
@@ -114,7 +116,7 @@ def test_an_app_that_never_ends_keeps_no_one_else_from_running():
 
 def test_the_memory_of_a_card_comes_from_the_file_else_from_the_catalogue():
     def card_gib(**fields: object) -> float:
-        spec = load_spec(ClusterSpec, nodes(**fields))
+        spec = load_spec(SimulatedCluster, nodes(**fields))
         return (spec.inventory().nodes[0].cards[0].memory_bytes or 0) / 2**30
 
     assert card_gib(gpu_memory="40GiB") == 40
@@ -169,9 +171,8 @@ def test_the_use_over_time_is_the_mean_of_each_part():
 
 
 def example() -> Simulated:
-    return simulate(
-        load_spec(ClusterSpec, EXAMPLE / "cluster.yaml"), load_spec(WorkloadSpec, EXAMPLE / "workload.yaml")
-    )
+    inventory, classes = load_cluster(EXAMPLE / "cluster.yaml")
+    return simulate(inventory, load_spec(WorkloadSpec, EXAMPLE / "workload.yaml"), classes=classes)
 
 
 def test_the_example_goes_as_its_header_says():
@@ -214,6 +215,31 @@ def test_the_command_prints_json_and_one_line_for_a_wrong_file(tmp_path: Path):
     done = tandem(str(wrong), str(EXAMPLE / "workload.yaml"))
     assert done.returncode == 2
     assert "nodes.0: nodes of 'a' have 2 GPUs. Add accelerator_type: A100 or so." in done.stderr
+
+
+def test_a_cluster_spec_is_simulated_with_its_groups_at_their_largest(tmp_path: Path):
+    spec, workload = tmp_path / "cluster.yaml", tmp_path / "workload.yaml"
+    spec.write_text(
+        """
+        name: lab
+        store: {uri: gs://team/tandem}
+        node_groups:
+          - {name: a100, accelerator_type: NVIDIA-A100-SXM4-80GB, gpus: 8, cpus: 90, memory: 900GiB, max: 2}
+          - {name: l4, accelerator_type: NVIDIA-L4, gpus: 1, cpus: 7, memory: 28GiB, count: 3}
+        """
+    )
+    workload.write_text(
+        json.dumps(
+            {"requests": [job("big", 12, accelerator_type="A100"), job("four", 4, accelerator_type="L4")]}
+        )
+    )
+    done = tandem(str(spec), str(workload), "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["nodes"], told["cards"]) == (5, 19)
+    big, four = told["requests"]
+    assert (big["status"], big["node_ids"]) == ("ended", ["a100-0", "a100-1"])
+    assert four["status"] == "refused" and "3" in four["reason"]
 
 
 def test_a_thousand_requests_on_ten_thousand_cards_take_seconds():

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from runtime.core.errors import ConfigError, Conflict
 from storage.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -108,3 +109,35 @@ def test_the_help_names_the_exit_codes_and_the_job_command():
     shown = train_jobs("--help").stdout
     assert "Exit code 2" in shown
     assert "ray job submit" in shown
+
+
+def test_a_job_that_is_tried_again_goes_on_with_the_run_that_it_began(spec_file: Path, store: Store):
+    arguments = ("run", str(spec_file), "--dry-run", "--store", store.uri, "--run-id", "lesson-0a1b2c3d")
+    assert json.loads(train_jobs(*arguments).stdout)["llamafactory"]["max_steps"] == 3
+    assert store.runs() == []
+    begun = yaml.safe_load(spec_file.read_text())
+    begun["llamafactory"]["max_steps"] = 5
+    run = store.new_run("lesson", json.dumps(begun), run_id="lesson-0a1b2c3d")
+    assert store.run("lesson-0a1b2c3d").uri == run.uri
+    # Its own spec, whatever the file says by now.
+    assert json.loads(train_jobs(*arguments).stdout)["llamafactory"]["max_steps"] == 5
+    with pytest.raises(Conflict):
+        store.new_run("lesson", "{}", run_id="lesson-0a1b2c3d")
+
+
+def test_a_job_that_is_tried_again_ends_as_its_run_has_ended(spec_file: Path, store: Store):
+    arguments = ("run", str(spec_file), "--store", store.uri, "--run-id", "lesson-0a1b2c3d")
+    run = store.new_run("lesson", "{}", run_id="lesson-0a1b2c3d")
+    run.write_result({"status": "succeeded", "model": "lesson/v1"})
+    assert train_jobs(*arguments).returncode == 0
+    run.write_result({"status": "failed", "error": "loss is NaN at step 7"})
+    done = train_jobs(*arguments)
+    assert done.returncode == 1
+    assert "loss is NaN at step 7" in done.stderr
+    assert "tandem train --resume lesson-0a1b2c3d" in done.stderr
+
+
+@pytest.mark.parametrize("run_id", ["lesson", "other-0a1b2c3d", "lesson-0A1B2C3D", "lesson-../../x"])
+def test_an_id_that_is_none_of_the_runs_name_is_refused(run_id: str, store: Store):
+    with pytest.raises(ConfigError, match="Write lesson- and 8 hexadecimal digits"):
+        store.new_run("lesson", "{}", run_id=run_id)

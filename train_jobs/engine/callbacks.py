@@ -10,6 +10,7 @@ from typing import Any
 from ray.util.metrics import Gauge
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from cluster.monitoring.store_metrics import StoreMetrics
 from storage.metrics_log import MetricsLog
 from train_jobs.engine.faults import NanLoss
 from train_jobs.engine.throughput import Meter
@@ -19,6 +20,9 @@ _EXPORTED = (
     "step_time_s", "mfu", "memory_peak_bytes", "checkpoint_stall_s",
 )  # fmt: skip
 """What Prometheus sees, each as ``ray_tandem_train_<name>{run=...}``."""
+
+_CHECKPOINT_AT = "checkpoint_timestamp_seconds"
+"""Since when nothing of the run is safe, in seconds since 1970: its last checkpoint, or its beginning."""
 
 
 class NanCallback(TrainerCallback):
@@ -46,6 +50,18 @@ class NanCallback(TrainerCallback):
                 )
 
 
+class StoreCallback(TrainerCallback):
+    """Tells Prometheus what this rank has moved between stores. Given to every rank."""
+
+    def __init__(self) -> None:
+        self._metrics = StoreMetrics()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._metrics.tell()
+
+
 class MetricsCallback(TrainerCallback):
     """Adds every logged step to ``metrics.jsonl``. Given to rank 0 alone.
 
@@ -53,6 +69,7 @@ class MetricsCallback(TrainerCallback):
         run_id: The label of the exported metrics.
         world_size: Workers; what rank 0 counts is counted so often.
         take_stall_s: Seconds that saves have blocked training since the last call.
+        committed_at: When this attempt last committed a checkpoint, in seconds since 1970; 0: not yet.
         on_first_step: Called when the first step of this attempt is done.
     """
 
@@ -63,16 +80,18 @@ class MetricsCallback(TrainerCallback):
         *,
         world_size: int,
         take_stall_s: Callable[[], float],
+        committed_at: Callable[[], float],
         on_first_step: Callable[[], None],
     ) -> None:
-        self._metrics, self._take_stall_s = metrics, take_stall_s
+        self._metrics, self._take_stall_s, self._committed_at = metrics, take_stall_s, committed_at
         self._on_first_step: Callable[[], None] | None = on_first_step
         self._meter = Meter(world_size)
         self._began_s = 0.0
+        self._began_at = 0.0
         self._first_step = 0
         self._gauges = {
             name: Gauge(f"tandem_train_{name}", description=f"{name} of a training run", tag_keys=("run",))
-            for name in _EXPORTED
+            for name in (*_EXPORTED, _CHECKPOINT_AT)
         }
         for gauge in self._gauges.values():
             gauge.set_default_tags({"run": run_id})
@@ -86,6 +105,8 @@ class MetricsCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         self._began_s, self._first_step = time.monotonic(), state.global_step
+        self._began_at = time.time()
+        self._gauges[_CHECKPOINT_AT].set(self._began_at)
         self._metrics.forget_after(state.global_step)
         self._meter.watch(model)
 
@@ -134,6 +155,7 @@ class MetricsCallback(TrainerCallback):
         for name, gauge in self._gauges.items():
             if isinstance(value := line.get(name), int | float):
                 gauge.set(value)
+        self._gauges[_CHECKPOINT_AT].set(max(self._began_at, self._committed_at()))
 
 
 def _finite(value: Any) -> bool:

@@ -51,6 +51,10 @@ class CheckpointCallback(TrainerCallback):
         stall_s, self._stall_s = self._stall_s, 0.0
         return stall_s
 
+    def committed_at(self) -> float:
+        """When this attempt last committed a checkpoint, in seconds since 1970; 0: not yet."""
+        return self._committer.committed_at
+
     def finish(self) -> None:
         """Return when the last checkpoint is committed; raises what the committing failed of."""
         self._committer.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ class Committer:
         self._group = new_host_group()
         self._thread: threading.Thread | None = None
         self._fault: BaseException | None = None
+        self.committed_at = 0.0
+        """When the last commit was done, in seconds since 1970; 0: none was."""
 
     @property
     def busy(self) -> bool:
@@ -72,6 +75,7 @@ class Committer:
                 before=self._metrics.flush if self._metrics else None,
                 check_owner=self._orders.check_owner,
             )
+            self.committed_at = time.time()
             if self._is_first:
                 self._prune()
         except Unavailable as error:

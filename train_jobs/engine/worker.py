@@ -28,7 +28,7 @@ from storage.models import ModelVersion
 from storage.runs import RunFolder, run_at
 from storage.store import Store, open_store
 from train_jobs.elastic import accumulation_for
-from train_jobs.engine.callbacks import MetricsCallback, NanCallback
+from train_jobs.engine.callbacks import MetricsCallback, NanCallback, StoreCallback
 from train_jobs.engine.checkpoints import CheckpointCallback
 from train_jobs.engine.faults import NanLoss, classified
 from train_jobs.engine.handing_in import hand_in
@@ -117,7 +117,7 @@ def train(plan: TrainPlan, attempt: Attempt, *, node: str) -> dict[str, Any]:
         metrics = stack.enter_context(closing(run.metrics_log())) if rank == 0 else None
         resuming = Resuming(plan, run, scratch.parent, orders, stack, node)
         checkpoints = CheckpointCallback(plan, run, scratch / "leaving", orders, metrics, resuming.bring)
-        callbacks: list[TrainerCallback] = [NanCallback(), checkpoints]
+        callbacks: list[TrainerCallback] = [NanCallback(), checkpoints, StoreCallback()]
         if metrics:
             first_step = _FirstStep(run, attempt)
             callbacks.append(
@@ -126,6 +126,7 @@ def train(plan: TrainPlan, attempt: Attempt, *, node: str) -> dict[str, Any]:
                     run.run_id,
                     world_size=world_size,
                     take_stall_s=checkpoints.take_stall_s,
+                    committed_at=checkpoints.committed_at,
                     on_first_step=first_step,
                 )
             )

@@ -1,0 +1,1 @@
+"""Clusters on Kubernetes: a cluster spec becomes manifests (pure), and these are checked and applied."""

@@ -1,0 +1,75 @@
+"""What an apply would change: the API server's dry run against what is there, as unified diffs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import yaml
+
+from cluster.cluster_spec import ClusterSpec
+from cluster.kubernetes.apply import no_longer_rendered, send
+from cluster.kubernetes.client import Kubernetes
+from cluster.kubernetes.owned import title, without_the_servers
+from cluster.kubernetes.refusals import Conflicted
+from cluster.kubernetes.workloads import Manifest
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One object that differs."""
+
+    title: str
+    kind: Literal["new", "changed", "no longer rendered"]
+    text: str
+    """Unified diff of the object as YAML; empty for what is no longer rendered."""
+
+    conflict: str | None = None
+    """Who else owns fields that would change."""
+
+
+def differences(kubernetes: Kubernetes, spec: ClusterSpec, manifests: Sequence[Manifest]) -> list[Difference]:
+    """What is new, changed, or no longer rendered; empty: an apply would change nothing.
+
+    Raises:
+        ClusterError: the API server refuses an object, or does not answer.
+    """
+    has_namespace = kubernetes.get("v1", "Namespace", spec.in_namespace) is not None
+    found = [_difference(kubernetes, one, spec, has_namespace) for one in manifests]
+    gone = [
+        Difference(title(one), "no longer rendered", "")
+        for one in no_longer_rendered(kubernetes, spec, manifests)
+    ]
+    return [one for one in found if one is not None] + gone
+
+
+def _difference(
+    kubernetes: Kubernetes, manifest: Manifest, spec: ClusterSpec, has_namespace: bool
+) -> Difference | None:
+    if not has_namespace and manifest["metadata"].get("namespace") == spec.in_namespace:
+        # A dry run in a namespace that is not there is refused, whatever the object.
+        return Difference(title(manifest), "new", unified(None, manifest, title(manifest)))
+    conflict = None
+    try:
+        before, after, _ = send(kubernetes, manifest, force=False, dry_run=True)
+    except Conflicted as refused:
+        conflict = str(refused)
+        before, after, _ = send(kubernetes, manifest, force=True, dry_run=True)
+    text = unified(before, after, title(manifest))
+    if not text:
+        return None
+    return Difference(title(manifest), "changed" if before else "new", text, conflict)
+
+
+def unified(before: Manifest | None, after: Manifest, name: str) -> str:
+    """A unified diff of two states of an object, without what the server and operators write."""
+    old, new = [_lines(one) for one in (before, after)]
+    return "\n".join(difflib.unified_diff(old, new, f"cluster: {name}", f"spec: {name}", lineterm=""))
+
+
+def _lines(manifest: Manifest | None) -> list[str]:
+    if manifest is None:
+        return []
+    return yaml.safe_dump(without_the_servers(manifest), sort_keys=True, width=100).splitlines()

@@ -1,0 +1,98 @@
+"""What pods and applications wait for, in a line each: the reasons that ``kubectl describe`` would show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from cluster.cluster_spec import ClusterSpec
+from cluster.kubernetes.client import Kubernetes
+from cluster.kubernetes.owned import selector
+from cluster.kubernetes.workloads import Manifest
+
+_LOG_LINES = 5
+_WELL = frozenset({"ContainerCreating", "PodInitializing"})
+"""Why a container waits where nothing is wrong."""
+_APP_WELL = frozenset({"RUNNING", "NOT_STARTED"})
+
+
+def troubles(kubernetes: Kubernetes, spec: ClusterSpec, titles: Sequence[str] = ()) -> list[str]:
+    """What keeps the cluster's pods and apps, the same of several pods once.
+
+    Args:
+        titles: Objects that are not ready, as ``RayService lab-serve``: what operators last warned of them.
+
+    Raises:
+        ClusterError: the API server refuses or does not answer.
+    """
+    pods = kubernetes.list("v1", "Pod", spec.in_namespace, selector(spec))
+    services = kubernetes.list("ray.io/v1", "RayService", spec.in_namespace, selector(spec))
+    found: dict[str, list[str]] = {}
+    for pod in pods:
+        for reason in _of_pod(kubernetes, pod):
+            found.setdefault(reason, []).append(pod["metadata"]["name"])
+    told = [f"{_names(names)} {reason}" for reason, names in found.items()]
+    told += [line for service in services for line in of_applications(service)]
+    events = kubernetes.list("v1", "Event", spec.in_namespace) if titles else []
+    return told + [line for title in titles for line in _last_warning(events, title)]
+
+
+def _last_warning(events: Sequence[Manifest], title: str) -> list[str]:
+    """The newest warning of an object, such as the operator's that its spec is invalid."""
+    kind, name = title.split()
+    about = {"kind": kind, "name": name}
+    warnings = [
+        one
+        for one in events
+        if one.get("type") == "Warning" and about.items() <= (one.get("involvedObject") or {}).items()
+    ]
+    newest = max(warnings, key=lambda one: one.get("lastTimestamp") or "", default=None)
+    return [f"{title} {newest.get('reason')}: {newest.get('message')}"] if newest else []
+
+
+def of_applications(service: Manifest) -> list[str]:
+    """What Serve says of a RayService's applications that do not run, in the new cluster and in the old."""
+    status = service.get("status") or {}
+    found: dict[str, None] = {}
+    for place in ("pendingServiceStatus", "activeServiceStatus"):
+        apps = (status.get(place) or {}).get("applicationStatuses") or {}
+        for name, app in apps.items():
+            if app.get("status") not in _APP_WELL:
+                found[f"app {name}: {app.get('status', 'UNKNOWN')}{_said(app)}"] = None
+    return list(found)
+
+
+def _said(app: Manifest) -> str:
+    """Its message, or those of its deployments."""
+    deployments = (app.get("serveDeploymentStatuses") or {}).values()
+    messages = [app.get("message"), *(one.get("message") for one in deployments)]
+    first = next((one.strip() for one in messages if one and one.strip()), "")
+    return f": {first}" if first else ""
+
+
+def _of_pod(kubernetes: Kubernetes, pod: Manifest) -> Iterator[str]:
+    status = pod.get("status") or {}
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
+            yield f"waits for a node: {condition.get('message', 'no node fits')}"
+    containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
+    for container in containers:
+        waiting = (container.get("state") or {}).get("waiting")
+        if waiting and waiting.get("reason") not in _WELL:
+            yield _of_container(kubernetes, pod, container["name"], waiting)
+
+
+def _of_container(kubernetes: Kubernetes, pod: Manifest, container: str, waiting: Manifest) -> str:
+    reason, message = waiting.get("reason", "waits"), waiting.get("message", "")
+    if reason != "CrashLoopBackOff":
+        return f"{reason}: {message}".rstrip(": ")
+    metadata = pod["metadata"]
+    log = kubernetes.logs(
+        metadata["name"], metadata["namespace"], container=container, lines=_LOG_LINES, previous=True
+    )
+    return f"{reason}: {container} ends again and again. Its last lines:" + "".join(
+        f"\n    {line}" for line in log.strip().splitlines()[-_LOG_LINES:]
+    )
+
+
+def _names(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -1,0 +1,127 @@
+"""Prometheus beside a cluster of this machine: its files, its command, and whether it answers.
+
+It is the cluster's supervisor that starts it (``cluster.supervisor``), so that it ends with the cluster.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from cluster.monitoring.prometheus import SCRAPE_S, prometheus_config, to_text
+from cluster.monitoring.rules import rule_groups
+from runtime.core.errors import ClusterError, EnvironmentFault
+
+_RETENTION = ("15d", "4GB")
+"""What is older goes, and the oldest where there is more."""
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """Prometheus as it is about to be started."""
+
+    command: tuple[str, ...]
+    url: str
+
+
+def prepare(
+    folder: Path,
+    *,
+    discovery: str,
+    cluster: str,
+    port: int,
+    haproxy: Sequence[str] = (),
+    scrape_s: float = SCRAPE_S,
+    hold_s: float | None = None,
+) -> Monitoring:
+    """Write Prometheus' files below ``folder``, where its data lies as well and outlives the cluster.
+
+    Args:
+        discovery: See :func:`cluster.monitoring.prometheus.prometheus_config`; so are the others but
+        port: On 127.0.0.1, where Prometheus listens.
+        hold_s: See :func:`cluster.monitoring.rules.rule_groups`.
+
+    Raises:
+        EnvironmentFault: Prometheus is not installed, or does not take the configuration.
+    """
+    program, checker = _program("prometheus"), _program("promtool")
+    folder.mkdir(parents=True, exist_ok=True)
+    rules, config = folder / "rules.yml", folder / "prometheus.yml"
+    rules.write_text(to_text({"groups": rule_groups(hold_s=hold_s)}))
+    config.write_text(
+        to_text(
+            prometheus_config(
+                discovery=discovery,
+                cluster=cluster,
+                rule_files=[str(rules)],
+                haproxy=haproxy,
+                scrape_s=scrape_s,
+            )
+        )
+    )
+    _check(checker, config)
+    return Monitoring(_command(program, config, folder / "data", port), f"http://127.0.0.1:{port}")
+
+
+def wait_until_ready(url: str, log: Path, timeout_s: float = 60) -> None:
+    """Return when Prometheus at ``url`` answers queries.
+
+    Raises:
+        ClusterError: it does not, in that time; names ``log``, where it writes.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not _is_ready(url):
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"Prometheus did not answer at {url} within {timeout_s:.0f} s. See {log}; mend what it says, "
+                "or leave --monitoring out."
+            )
+        time.sleep(0.1)
+
+
+def _is_ready(url: str) -> bool:
+    # Not as Ray's API is asked: Ray's token is none of Prometheus' business.
+    try:
+        return httpx.get(f"{url}/-/ready", timeout=2, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise EnvironmentFault(
+            f"--monitoring needs the program {name}, which is not on PATH. Install Prometheus (Debian and "
+            "Ubuntu: apt install prometheus; macOS: brew install prometheus; else its releases), or leave "
+            "--monitoring out."
+        )
+    return found
+
+
+def _check(checker: str, config: Path) -> None:
+    done = subprocess.run([checker, "check", "config", str(config)], capture_output=True, text=True)
+    if done.returncode:
+        raise EnvironmentFault(
+            f"this machine's Prometheus does not take {config}:\n{done.stdout}{done.stderr}It may be too old "
+            "(2.42 is known to work): install a newer one, or leave --monitoring out."
+        )
+
+
+def _command(program: str, config: Path, data: Path, port: int) -> tuple[str, ...]:
+    age, size = _RETENTION
+    return (
+        program,
+        f"--config.file={config}",
+        f"--storage.tsdb.path={data}",
+        f"--storage.tsdb.retention.time={age}",
+        f"--storage.tsdb.retention.size={size}",
+        # Whoever reaches it may read and query everything: this machine only.
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=warn",
+    )

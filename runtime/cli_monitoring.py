@@ -1,0 +1,95 @@
+"""``tandem monitoring``: what Prometheus and Grafana need to watch a cluster, as files of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+_out_option = click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write into this folder, not to the screen.",
+)
+
+
+@click.group()
+def monitoring() -> None:
+    """Print or write the configuration of Prometheus, the alert rules, and Grafana's dashboards.
+
+    \b
+    tandem up --monitoring     starts Prometheus with the same beside the local cluster
+    """
+
+
+@monitoring.command()
+@click.option(
+    "--discovery",
+    metavar="WHERE",
+    help="Ray's temp folder on the head, or the dashboard's URL. Default: the local cluster's.",
+)
+@click.option(
+    "--cluster", default="local", show_default=True, help="The label ray_io_cluster of every series."
+)
+@click.option("--haproxy", multiple=True, metavar="HOST:PORT", help="HAProxy's own metrics. May be repeated.")
+@click.option("--token-file", help="File with Ray's token, where the dashboard asks for one.")
+@_out_option
+def config(
+    discovery: str | None, cluster: str, haproxy: tuple[str, ...], token_file: str | None, out: Path | None
+) -> None:
+    """prometheus.yml, which reads the alert rules from rules.yml beside it."""
+    from cluster.monitoring.prometheus import prometheus_config, to_text
+
+    made = prometheus_config(
+        discovery=discovery or _local_discovery(),
+        cluster=cluster,
+        rule_files=["rules.yml"],
+        haproxy=haproxy,
+        token_file=token_file,
+    )
+    _give({"prometheus.yml": to_text(made)}, out)
+
+
+@monitoring.command()
+@_out_option
+def rules(out: Path | None) -> None:
+    """rules.yml: what is an alert."""
+    from cluster.monitoring.prometheus import to_text
+    from cluster.monitoring.rules import rule_groups
+
+    _give({"rules.yml": to_text({"groups": rule_groups()})}, out)
+
+
+@monitoring.command()
+@_out_option
+def dashboards(out: Path | None) -> None:
+    """Grafana's dashboards: Ray's own, as the installed Ray makes them, and ours. With --out a file each."""
+    from cluster.monitoring.dashboards import dashboards as made
+    from cluster.monitoring.prometheus import to_text
+
+    found = made()
+    _give({f"{name}.json": to_text(one) for name, one in found.items()} if out else {"": to_text(found)}, out)
+
+
+def _local_discovery() -> str:
+    from cluster import local
+    from runtime.core.errors import ConfigError
+
+    running = local.current()
+    if running is None:
+        raise ConfigError(
+            "--discovery is missing, and no local cluster runs. Give Ray's temp folder on the head "
+            "(/tmp/ray), or the dashboard's URL, http://head:8265."
+        )
+    return running.temp_dir
+
+
+def _give(files: Mapping[str, str], out: Path | None) -> None:
+    for name, text in files.items():
+        if out is None:
+            click.echo(text, nl=False)
+            continue
+        out.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text)
+        click.echo(out / name)

@@ -1,0 +1,138 @@
+"""Starting and ending Ray on this machine: ``tandem up``, ``up --head``, ``up --join``, ``down``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from runtime.cli_options import json_option, store_option
+
+if TYPE_CHECKING:
+    from cluster.plain.state import PlainNode
+
+
+@click.command()
+@click.argument("cluster", required=False, type=click.Path(path_type=Path), metavar="[CLUSTER]")
+@click.option("--head", is_flag=True, help="Start the head of a cluster of several machines.")
+@click.option("--join", metavar="HEAD:PORT", help="Make this machine a node of the cluster with this head.")
+@click.option("--num-cpus", type=int, help="CPUs that Ray may hand out. Default: all, at least 2.")
+@click.option("--num-gpus", type=int, help="GPUs that Ray may hand out. Default: all.")
+@click.option(
+    "--dashboard-port", type=int, help="Dashboard, job and Serve API. Default 8265; 0: any free one."
+)
+@click.option("--http-port", type=int, help="Serving endpoint. Default 8000; 0: any free one.")
+@click.option("--http-host", help="With --head: where the endpoint listens. Default 0.0.0.0.")
+@click.option("--port", type=int, help="With --head: Ray's own port. Default 6379.")
+@click.option("--node-ip-address", metavar="IP", help="This machine's address, as the others reach it.")
+@click.option("--group", metavar="NAME", help="This machine's node group in the cluster spec.")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="With --head: made where it is missing. With --join: a copy of the head's. "
+    "Default: ~/.tandem/ray-token.",
+)
+@store_option
+@json_option
+def up(cluster: Path | None, head: bool, join: str | None, as_json: bool, **options: Any) -> None:
+    """Start Ray on this machine, or find the one that runs. It outlives this command.
+
+    Alone: the local cluster. With --head: the head of a cluster of several machines, as CLUSTER
+    (cluster.yaml) says; with --join, on each other machine: a node of it.
+    """
+    from cluster.setup import ensure
+
+    if head and join:
+        raise click.UsageError("a machine is the head or joins one. Give --head or --join.")
+    if cluster and not head:
+        raise click.UsageError("CLUSTER is for --head. A machine that joins learns it from there.")
+    ensure(["core", "train", "serve"])
+    given = {name: value for name, value in options.items() if value is not None}
+    if head:
+        _up_head(cluster, given, as_json)
+    elif join:
+        _join(join, given, as_json)
+    else:
+        _up_local(given, as_json)
+
+
+@click.command()
+def down() -> None:
+    """End Ray on this machine: training jobs, replicas, engines. With the head the whole cluster ends.
+
+    A machine that joined leaves: training saves a checkpoint, requests are finished first.
+    """
+    from cluster import local
+    from cluster.plain import state
+
+    node = state.down()
+    if node is None:
+        click.echo("The local cluster has ended." if local.down() else "No local cluster runs.")
+    elif node.role == "head":
+        click.echo(f"The cluster at {node.address} has ended.")
+    else:
+        click.echo(f"This machine has left the cluster at {node.address}.")
+
+
+def _up_local(given: dict[str, Any], as_json: bool) -> None:
+    from cluster import local
+    from runtime.core.config import load_spec
+
+    spec = load_spec(local.LocalClusterSpec, _only(local.LocalClusterSpec.model_fields, given))
+    # The store may come from the environment, where it is no wish for another cluster.
+    if local.current() and given.keys() - {"store"}:
+        click.echo("A cluster runs already: the options change nothing. First: tandem down", err=True)
+    cluster = local.up(spec)
+    if as_json:
+        click.echo(cluster.to_json())
+        return
+    click.echo(f"Cluster    {cluster.address}\nDashboard  {cluster.dashboard_url}\nEnd it     tandem down")
+
+
+def _up_head(cluster: Path | None, given: dict[str, Any], as_json: bool) -> None:
+    from cluster.cluster_spec import ClusterSpec
+    from cluster.plain.head import HeadSpec, up_head
+    from runtime.core.config import load_spec
+
+    spec = load_spec(HeadSpec, _only(HeadSpec.model_fields, given))
+    node = up_head(spec, load_spec(ClusterSpec, cluster) if cluster else None)
+    if as_json:
+        click.echo(node.to_json())
+        return
+    token = f" --token-file {node.token_file}" if node.token_file else ""
+    click.echo(
+        f"Head       {node.address}\nDashboard  {node.dashboard_url}\nEndpoint   {node.http_url}/v1\n"
+        f"Store      {node.store}"
+    )
+    _echo_token(node)
+    click.echo(f"Join       tandem up --join {node.address}{token}\nEnd it     tandem down")
+
+
+def _join(address: str, given: dict[str, Any], as_json: bool) -> None:
+    from cluster.plain.join import JoinSpec, join
+    from runtime.core.config import load_spec
+
+    fields = {"address": address, **_only(JoinSpec.model_fields, given)}
+    node = join(load_spec(JoinSpec, fields))
+    if as_json:
+        click.echo(node.to_json())
+        return
+    click.echo(f"Joined     {node.address}, as {node.node_ip}\nDashboard  {node.dashboard_url}")
+    click.echo(f"Store      {node.store}")
+    _echo_token(node)
+    click.echo("Leave it   tandem down")
+
+
+def _echo_token(node: PlainNode) -> None:
+    """Where the token is, never what it is."""
+    if node.token_file:
+        click.echo(f"Token      export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={node.token_file}")
+
+
+def _only(fields: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The options, where all of them are for this way of starting."""
+    foreign = [f"--{name.replace('_', '-')}" for name in given if name not in fields]
+    if foreign:
+        raise click.UsageError(f"{', '.join(foreign)} cannot be used here. See: tandem up --help")
+    return given

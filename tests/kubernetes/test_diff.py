@@ -1,0 +1,67 @@
+"""What an apply would change, without changing it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cluster.kubernetes.apply import apply
+from cluster.kubernetes.client import Kubernetes
+from cluster.kubernetes.diff import differences
+from cluster.kubernetes.render import render
+from cluster.kubernetes.workloads import Manifest
+from tests.kubernetes.running import PLACE, QUIET, condition, observed
+from tests.kubernetes.specs import L4_GROUP, app, job, spec
+from tests.servers.kubernetes_api import Cluster
+
+
+def manifests(**changes: Any) -> list[Manifest]:
+    return render(spec(**QUIET, **changes), apps=[app()])
+
+
+def test_before_the_first_apply_all_is_new_and_nothing_is_made(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    found = differences(kubernetes, spec(**QUIET), manifests())
+    assert [one.kind for one in found] == ["new"] * len(manifests())
+    assert "+kind: RayService" in next(one.text for one in found if one.title == "RayService lab-serve")
+    assert PLACE not in kubernetes_api.names("Namespace")
+
+
+def test_after_an_apply_nothing_differs_whatever_operators_wrote(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    apply(kubernetes, spec(**QUIET), manifests())
+    observed(kubernetes_api, "RayService", "lab-serve", conditions=[condition("Ready")])
+    assert differences(kubernetes, spec(**QUIET), manifests()) == []
+
+
+def test_a_change_is_shown_as_the_lines_that_change(kubernetes: Kubernetes, kubernetes_api: Cluster) -> None:
+    apply(kubernetes, spec(**QUIET), manifests())
+    before = kubernetes_api.get("RayService", "lab-serve", namespace=PLACE)
+    all_of_it = differences(kubernetes, spec(**QUIET), manifests(node_groups=[L4_GROUP | {"count": 7}]))
+    found = next(one for one in all_of_it if one.title == "RayService lab-serve")
+    assert found.kind == "changed"
+    changed = [line.strip("+- ") for line in found.text.splitlines()[2:] if line[0] in "+-"]
+    assert sorted(changed) == [
+        *("maxReplicas: 3", "maxReplicas: 7", "minReplicas: 3", "minReplicas: 7"),
+        *("replicas: 3", "replicas: 7"),
+    ]
+    assert kubernetes_api.get("RayService", "lab-serve", namespace=PLACE) == before
+
+
+def test_a_conflict_is_shown_with_who_holds_the_field(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    apply(kubernetes, spec(**QUIET), manifests())
+    by_hand = {"spec": {"rayClusterDeletionDelaySeconds": 5}}
+    kubernetes_api.change("RayService", "lab-serve", by_hand, namespace=PLACE, manager="anna")
+    (found,) = differences(kubernetes, spec(**QUIET), manifests())
+    assert found.conflict is not None and "(set by 'anna')" in found.conflict
+    assert "-  rayClusterDeletionDelaySeconds: 5" in found.text
+
+
+def test_what_is_no_longer_rendered_is_listed(kubernetes: Kubernetes) -> None:
+    apply(kubernetes, spec(**QUIET), render(spec(**QUIET), apps=[app()], jobs=[job()]))
+    found = differences(kubernetes, spec(**QUIET), manifests())
+    assert {(one.title, one.kind) for one in found} >= {("RayJob lab-sft", "no longer rendered")}
+    assert {one.kind for one in found} == {"no longer rendered"}

@@ -1,0 +1,57 @@
+"""Queues: training goes through them with all its pods, in the words of each scheduler."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster.kubernetes.raycluster import raycluster
+from cluster.kubernetes.rayjob import rayjob
+from cluster.kubernetes.rayservice import rayservice
+from tests.kubernetes.accepted import only
+from tests.kubernetes.specs import A100_GROUP, app, job, spec
+
+QUEUES = {
+    "kueue": "kueue.x-k8s.io/queue-name",
+    "volcano": "volcano.sh/queue-name",
+    "kai": "kai.scheduler/queue",
+}
+
+
+@pytest.mark.parametrize(("kind", "label"), QUEUES.items())
+def test_pitfall_16_a_job_with_its_own_cluster_has_its_queues_label(kind: str, label: str):
+    queued = spec(queueing={"kind": kind, "queue": "team-a"})
+    metadata = only(rayjob(queued, job()), "RayJob")["metadata"]
+    assert metadata["labels"][label] == "team-a"
+    assert sum(other in metadata["labels"] for other in QUEUES.values()) == 1  # one scheduler per operator
+    assert "annotations" not in metadata
+
+
+def test_pitfall_16_kueue_admits_what_autoscales_as_an_elastic_job():
+    queued = spec(queueing={"kind": "kueue", "queue": "team-a"}, node_groups=[A100_GROUP])
+    elastic = only(rayjob(queued, job(num_workers=(8, 16))), "RayJob")
+    assert elastic["metadata"]["annotations"] == {"kueue.x-k8s.io/elastic-job": "true"}
+    fixed = only(rayjob(queued, job(num_workers=(8, 8))), "RayJob")
+    assert "annotations" not in fixed["metadata"]
+
+
+def test_pitfall_16_kueue_alone_suspends_and_resumes():
+    queued = spec(queueing={"kind": "kueue", "queue": "team-a"})
+    assert "suspend" not in only(rayjob(queued, job()), "RayJob")["spec"]
+
+
+def test_pitfall_16_kai_gets_no_submitter_that_comes_after_its_gang():
+    for kind, mode in (("kai", "HTTPMode"), ("volcano", "K8sJobMode"), ("kueue", "K8sJobMode")):
+        body = only(rayjob(spec(queueing={"kind": kind, "queue": "q"}), job()), "RayJob")["spec"]
+        assert body["submissionMode"] == mode
+        assert ("submitterPodTemplate" in body) == (mode == "K8sJobMode")
+
+
+def test_in_a_shared_cluster_the_cluster_is_queued_not_the_jobs_that_find_it_running():
+    shared = spec(queueing={"kind": "kueue", "queue": "team-a"}, training={"cluster": "shared"})
+    assert raycluster(shared)["metadata"]["labels"][QUEUES["kueue"]] == "team-a"
+    assert QUEUES["kueue"] not in only(rayjob(shared, job()), "RayJob")["metadata"]["labels"]
+
+
+def test_serving_waits_in_no_queue():
+    queued = spec(queueing={"kind": "kueue", "queue": "team-a"})
+    assert not set(QUEUES.values()) & rayservice(queued, [app()])["metadata"]["labels"].keys()
