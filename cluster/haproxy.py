@@ -33,6 +33,9 @@ POD_FOLDER = Path("/tmp/tandem-haproxy")
 IMAGE_LAUNCHER = Path("/srv/tandem/bin/haproxy")
 """What the image starts as HAProxy (cluster/images/Dockerfile)."""
 
+HAPROXY_METRICS_PORT = 9101
+"""Where Ray has HAProxy tell its own metrics, unless it is told otherwise."""
+
 BODY_BYTES = 256 * 1024
 """So much of a body HAProxy reads to find its ``model``; what has a longer one goes to the front app."""
 

@@ -13,6 +13,7 @@ from cluster import supervised
 from cluster.gpus import find
 from cluster.haproxy import haproxy_env
 from cluster.inventory import Card, Inventory
+from cluster.monitoring.local import Monitoring, prepare, wait_until_ready
 from cluster.nodes import node_of
 from cluster.nvml import read_cards
 from cluster.plain import state
@@ -48,6 +49,12 @@ class LocalClusterSpec(ConfigModel):
     store: str | None = None
     """Store of jobs and apps that name none. Default: ``$TANDEM_STORE``, else ``~/.tandem/store``."""
 
+    monitoring: bool = False
+    """Whether Prometheus, which must be installed, runs beside it."""
+
+    prometheus_port: int = Field(9090, ge=0, le=65535)
+    """Port of that Prometheus. 0: any free one."""
+
     start_timeout_s: float = Field(120, gt=0)
     """How long to wait for Ray before giving up."""
 
@@ -72,6 +79,9 @@ class LocalCluster(ConfigModel):
 
     temp_dir: str
     """Ray's folder: sessions and logs."""
+
+    prometheus_url: str | None = None
+    """Where Prometheus answers, if it was asked for."""
 
     @property
     def alive(self) -> bool:
@@ -165,11 +175,20 @@ def _start(spec: LocalClusterSpec) -> LocalCluster:
     temp_dir = ray_temp_dir()
     log = home() / "logs" / "cluster.log"
     url = f"http://127.0.0.1:{ports['dashboard']}"
-    supervisor = supervised.start(_ray_start(spec, ports, temp_dir), _environment(spec, temp_dir), log)
+    environment = _environment(spec, temp_dir)
+    watching = _monitoring(spec, temp_dir, environment)
+    if watching:
+        # Ray's dashboard asks it.
+        environment["RAY_PROMETHEUS_HOST"] = watching.url
+    supervisor = supervised.start(
+        _ray_start(spec, ports, temp_dir), environment, log, beside=watching.command if watching else ()
+    )
     try:
         supervised.wait_until_up(
             supervisor, lambda: has_joined(url), where=url, timeout_s=spec.start_timeout_s, log=log
         )
+        if watching:
+            wait_until_ready(watching.url, log)
         pid, create_time = supervised.supervisor_id()
         cluster = LocalCluster(
             pid=pid,
@@ -178,6 +197,7 @@ def _start(spec: LocalClusterSpec) -> LocalCluster:
             dashboard_url=url,
             http_url=f"http://127.0.0.1:{ports['http']}",
             temp_dir=str(temp_dir),
+            prometheus_url=watching.url if watching else None,
         )
         write_json(_cluster_file(), cluster.model_dump())
         return cluster
@@ -215,6 +235,18 @@ def _environment(spec: LocalClusterSpec, temp_dir: Path) -> dict[str, str]:
         # listens on 127.0.0.1 only (docs/decisions/local-cluster-without-token.md).
         {"RAY_AUTH_MODE": "disabled"},
         haproxy_env(haproxy_dir(temp_dir)),
+    )
+
+
+def _monitoring(spec: LocalClusterSpec, temp_dir: Path, environment: dict[str, str]) -> Monitoring | None:
+    if not spec.monitoring:
+        return None
+    return prepare(
+        home() / "monitoring",
+        discovery=str(temp_dir),
+        cluster="local",
+        port=_port(spec.prometheus_port, "prometheus_port"),
+        haproxy=[f"127.0.0.1:{environment['RAY_SERVE_HAPROXY_METRICS_PORT']}"],
     )
 
 

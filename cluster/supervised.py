@@ -18,18 +18,22 @@ from runtime.core.errors import ClusterError
 from runtime.core.places import home
 
 
-def start(command: Sequence[str], env: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+def start(
+    command: Sequence[str], env: Mapping[str, str], log: Path, *, beside: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
     """The supervisor of a new Ray, in a session of its own: it outlives who started it.
 
     Args:
         command: ``ray start --block`` and its options.
         env: Its whole environment, which Ray's workers inherit.
-        log: Gets what both print.
+        log: Gets what all print.
+        beside: A program that runs as long as Ray does.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    supervisor = [str(interpreter("core")), "-m", "cluster.supervisor", str(supervisor_file())]
     with log.open("wb") as output:
         return subprocess.Popen(
-            [str(interpreter("core")), "-m", "cluster.supervisor", str(supervisor_file()), *command],
+            [*supervisor, *command, *(["--beside", *beside] if beside else [])],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -33,6 +33,13 @@ if TYPE_CHECKING:
     help="With --head: made where it is missing. With --join: a copy of the head's. "
     "Default: ~/.tandem/ray-token.",
 )
+@click.option(
+    "--monitoring",
+    is_flag=True,
+    default=None,
+    help="Prometheus beside it, with Tandem's alert rules; must be installed.",
+)
+@click.option("--prometheus-port", type=int, help="Of that Prometheus, on 127.0.0.1. Default 9090.")
 @store_option
 @json_option
 def up(cluster: Path | None, head: bool, join: str | None, as_json: bool, **options: Any) -> None:
@@ -87,7 +94,9 @@ def _up_local(given: dict[str, Any], as_json: bool) -> None:
     if as_json:
         click.echo(cluster.to_json())
         return
-    click.echo(f"Cluster    {cluster.address}\nDashboard  {cluster.dashboard_url}\nEnd it     tandem down")
+    click.echo(f"Cluster    {cluster.address}\nDashboard  {cluster.dashboard_url}")
+    _echo_prometheus(cluster.prometheus_url)
+    click.echo("End it     tandem down")
 
 
 def _up_head(cluster: Path | None, given: dict[str, Any], as_json: bool) -> None:
@@ -105,6 +114,7 @@ def _up_head(cluster: Path | None, given: dict[str, Any], as_json: bool) -> None
         f"Head       {node.address}\nDashboard  {node.dashboard_url}\nEndpoint   {node.http_url}/v1\n"
         f"Store      {node.store}"
     )
+    _echo_prometheus(node.prometheus_url)
     _echo_token(node)
     click.echo(f"Join       tandem up --join {node.address}{token}\nEnd it     tandem down")
 
@@ -122,6 +132,11 @@ def _join(address: str, given: dict[str, Any], as_json: bool) -> None:
     click.echo(f"Store      {node.store}")
     _echo_token(node)
     click.echo("Leave it   tandem down")
+
+
+def _echo_prometheus(url: str | None) -> None:
+    if url:
+        click.echo(f"Prometheus {url}")
 
 
 def _echo_token(node: PlainNode) -> None:

@@ -115,8 +115,8 @@ def check_machine(ours: Machine, theirs: Machine) -> None:
     for what, value in flat_theirs.items():
         if flat_ours.get(what) != value:
             raise EnvironmentFault(
-                f"{what} is {flat_ours.get(what)} on this machine and {value} on the head. Workers are started "
-                "by the head's paths and code: install the same Tandem, run `tandem setup`, and set "
+                f"{what} is {flat_ours.get(what)} on this machine and {value} on the head. Workers are "
+                "started by the head's paths and code: install the same Tandem, run `tandem setup`, and set "
                 "TANDEM_CACHE (and TANDEM_FILE_CACHE) to the same folder on all machines."
             )
 

@@ -11,7 +11,8 @@ from cluster import applications, supervised
 from cluster.auth import make_token, token_from, token_variables
 from cluster.cluster_spec import ClusterSpec
 from cluster.environments import check_pair
-from cluster.haproxy import node_haproxy_env
+from cluster.haproxy import HAPROXY_METRICS_PORT, node_haproxy_env
+from cluster.monitoring.local import Monitoring, prepare, wait_until_ready
 from cluster.plain import state
 from cluster.plain.checks import own_address
 from cluster.plain.machine import machine_options
@@ -61,6 +62,12 @@ class HeadSpec(ConfigModel):
 
     store: str | None = None
     """The cluster's store. Default: the spec's, ``$TANDEM_STORE``, ``~/.tandem/store``."""
+
+    monitoring: bool = False
+    """Whether Prometheus, which must be installed, runs beside the head, for all machines."""
+
+    prometheus_port: int = Field(9090, ge=1, le=65535)
+    """Port of that Prometheus, on 127.0.0.1."""
 
     token_file: Path | None = None
     """File with the token; made where it is missing. Default: ``ray-token`` in Tandem's folder."""
@@ -149,20 +156,38 @@ def _start(
     env = ray_environment(
         store.uri, token_variables(token_file), node_haproxy_env(haproxy_dir(temp_dir)), _ENV
     )
-    supervisor = supervised.start(command, env, log)
+    watching = _monitoring(spec, cluster, temp_dir)
+    if watching:
+        env["RAY_PROMETHEUS_HOST"] = watching.url
+    supervisor = supervised.start(command, env, log, beside=watching.command if watching else ())
     try:
         with token_from(token_file):
             supervised.wait_until_up(
                 supervisor, lambda: has_joined(url), where=url, timeout_s=spec.start_timeout_s, log=log
             )
             applications.start_serve(url, host=spec.http_host, port=spec.http_port)
+        if watching:
+            wait_until_ready(watching.url, log)
         record = _record(spec, cluster, store, has_token=token_file is not None)
         write_record(f"{ip}:{spec.port}", record, token_file)
-        return state.keep(_node(spec, store, ip, token_file, temp_dir))
+        url_of_prometheus = watching.url if watching else None
+        return state.keep(_node(spec, store, ip, token_file, temp_dir, url_of_prometheus))
     except BaseException:
         # Ctrl-C too.
         supervised.give_up(supervisor)
         raise
+
+
+def _monitoring(spec: HeadSpec, cluster: ClusterSpec | None, temp_dir: Path) -> Monitoring | None:
+    if not spec.monitoring:
+        return None
+    return prepare(
+        home() / "monitoring",
+        discovery=str(temp_dir),
+        cluster=cluster.name if cluster else "tandem",
+        port=spec.prometheus_port,
+        haproxy=[f"127.0.0.1:{HAPROXY_METRICS_PORT}"],
+    )
 
 
 def _ray_start(spec: HeadSpec, cluster: ClusterSpec | None, ip: str, temp_dir: Path) -> list[str]:
@@ -197,7 +222,14 @@ def _record(spec: HeadSpec, cluster: ClusterSpec | None, store: Store, *, has_to
     )
 
 
-def _node(spec: HeadSpec, store: Store, ip: str, token_file: Path | None, temp_dir: Path) -> PlainNode:
+def _node(
+    spec: HeadSpec,
+    store: Store,
+    ip: str,
+    token_file: Path | None,
+    temp_dir: Path,
+    prometheus_url: str | None,
+) -> PlainNode:
     pid, create_time = supervised.supervisor_id()
     host = ip if spec.http_host == "0.0.0.0" else spec.http_host
     return PlainNode(
@@ -211,4 +243,5 @@ def _node(spec: HeadSpec, store: Store, ip: str, token_file: Path | None, temp_d
         token_file=str(token_file) if token_file else None,
         store=store.uri,
         temp_dir=str(temp_dir),
+        prometheus_url=prometheus_url,
     )

@@ -51,6 +51,9 @@ class PlainNode(ConfigModel):
     temp_dir: str
     """Ray's folder on this machine: sessions and logs."""
 
+    prometheus_url: str | None = None
+    """Where Prometheus answers, on the head, if it was asked for."""
+
     @property
     def alive(self) -> bool:
         """Whether it still runs."""

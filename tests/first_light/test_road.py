@@ -98,7 +98,6 @@ def _command_line(process: psutil.Process) -> str:
         return ""  # it ended between the two looks
 
 
-@pytest.mark.slow  # the same road as on s3, which goes further
 def test_the_demo_runs_with_its_store_on_gs(
     cluster: TestCluster, tandem_command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -113,6 +112,7 @@ def test_the_demo_runs_with_its_store_on_gs(
             App(cluster.dashboard_url, "docstrings").stop()
 
 
+@pytest.mark.slow  # as on gs, and five minutes because it goes on without s3
 def test_the_demo_runs_with_its_store_on_s3_and_goes_on_serving_and_training_when_s3_is_gone(
     cluster: TestCluster, tandem_command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
