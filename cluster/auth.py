@@ -104,6 +104,7 @@ def token_refused(dashboard_url: str, status: int) -> ClusterError:
     what = f"does not take this token ({status})" if sent else f"asks for a token ({status})"
     return ClusterError(
         f"Ray's dashboard at {dashboard_url} {what}. Give the cluster's own: export RAY_AUTH_MODE=token "
-        "RAY_AUTH_TOKEN_PATH=FILE, where FILE is a copy of the file that `tandem up --head` named (on "
-        "Kubernetes the value is in the Secret NAME-ray-token, key auth_token)."
+        "RAY_AUTH_TOKEN_PATH=FILE (to `tandem up --join`: --token-file FILE), where FILE is a copy of the "
+        "file that `tandem up --head` named; on Kubernetes the value is in the Secret NAME-ray-token, key "
+        "auth_token."
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from cluster.code import code_snapshot
 from cluster.environments import interpreter
 from cluster.haproxy import FOLDER_BYTES
+from cluster.ray_settings import RAY_SETTINGS
 from runtime.core.errors import ClusterError
 from runtime.core.places import cache_root, file_cache, home
 
@@ -44,18 +45,7 @@ def ray_environment(store: str, *parts: Mapping[str, str]) -> dict[str, str]:
         "TANDEM_FILE_CACHE": str(file_cache()),
         "TANDEM_STORE": store,
         **_config_file(),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        # How long `ray job stop` leaves a job for its last checkpoint; Ray's default is 3 s.
-        "RAY_JOB_STOP_WAIT_TIME_S": "300",
-        # Ray makes all of its workers nice (15): replicas and HAProxy would give way to whatever else the
-        # machine does. Here only training gives way (train_jobs/engine/worker.py).
-        "RAY_worker_niceness": "0",
-        # How often Serve's controller looks at everything. Ray's 0.1 s is 4% of a core on a laptop that only
-        # serves; what is decided in that loop takes seconds anyway.
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.4",
-        # How often each of Serve's actors hands its counts to Ray's metrics, which leave every 5 s.
-        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+        **RAY_SETTINGS,
     }
     for part in parts:
         env |= part

@@ -77,10 +77,11 @@ def checked_url(address: str) -> str:
 
 
 def has_joined(dashboard_url: str) -> bool:
-    """Whether a cluster that is starting has its head: a job sent earlier would find no CPU."""
+    """Whether a cluster that is starting has its head: a job sent earlier would find no place."""
     # The dashboard answers before the node has joined, and one of its parts before the others.
     try:
-        return answers(f"{dashboard_url}/api/version") and cluster_resources(dashboard_url)["CPU"] > 0
+        nodes = _living_nodes(dashboard_url) if answers(f"{dashboard_url}/api/version") else []
+        return any(node["resources_total"] for node in nodes)
     except ClusterError:
         return False
 

@@ -23,6 +23,7 @@ from cluster.code import code_snapshot
 from cluster.environments import check_pair
 from cluster.inventory import Inventory
 from cluster.ledger.shown import at_its_largest, picture, refuse_without_room
+from cluster.ray_settings import JOB_STOP_S
 from cluster.rest import checked_url, cluster_resources, inventory, ray_version
 from runtime.adapters import AppAdapters
 from runtime.app import App
@@ -45,9 +46,6 @@ from train_jobs.plan import TrainPlan, plan_train, resolve
 from train_jobs.request import request as train_request
 from train_jobs.source import source_of
 from train_jobs.spec import TrainSpec
-
-_STOP_WAIT_S = "300"
-"""How long `ray job stop` leaves a run for its last checkpoint before it kills it; Ray's default is 3 s."""
 
 if TYPE_CHECKING:
     from runtime.batch import BatchResult
@@ -163,7 +161,7 @@ class Tandem:
                 self.dashboard_url,
                 f"python -m train_jobs {shlex.join(arguments)}",
                 submission_id=submission_id,
-                env_vars=self._code() | {"RAY_JOB_STOP_WAIT_TIME_S": _STOP_WAIT_S},
+                env_vars=self._code() | {"RAY_JOB_STOP_WAIT_TIME_S": str(JOB_STOP_S)},
                 metadata={"run": folder.run_id, "store": self.store.uri},
             )
         except BaseException as error:

@@ -47,7 +47,8 @@ def _lost(shared: Shared) -> Iterator[str]:
         for key, words in one.also.items() if one.shares else ():
             yield (
                 f"ConfigMap {one.namespace}/{one.name} also sets, under {key}: {', '.join(words)}. That "
-                "goes with it; what you still need belongs into the ClusterPolicy (mig.strategy, devicePlugin.env)."
+                "goes with it; what you still need belongs into the ClusterPolicy (mig.strategy, "
+                "devicePlugin.env)."
             )
 
 
@@ -65,15 +66,15 @@ def _not_ours(shared: Shared) -> Iterator[str]:
     """Sharing that comes from elsewhere than a ClusterPolicy."""
     if gke := on_gke(shared.nodes):
         yield (
-            f"{', '.join(node.name for node in gke)}: GKE shares these GPUs by the setting of their node pool, "
-            "which cannot be changed. Make a node pool without it, and delete the other."
+            f"{', '.join(node.name for node in gke)}: GKE shares these GPUs by the setting of their node "
+            "pool, which cannot be changed. Make a node pool without it, and delete the other."
         )
     plugins = [plugin for plugin in shared.plugins if plugin.config_maps]
     yield from map(_plugin_advice, plugins)
     if any(node.sharing for node in shared.nodes) and not (shared.to_leave or gke or plugins):
         yield (
-            "Nodes share their GPUs, but no ClusterPolicy has a config that does. Look at the pods of the device "
-            "plugin and of GPU feature discovery, and at the node image's own settings."
+            "Nodes share their GPUs, but no ClusterPolicy has a config that does. Look at the pods of the "
+            "device plugin and of GPU feature discovery, and at the node image's own settings."
         )
 
 
@@ -83,6 +84,6 @@ def _plugin_advice(plugin: PluginSeen) -> str:
     unlabel = f"kubectl label nodes --all {PLUGIN_CONFIG_LABEL}-"
     return (
         f"DaemonSet {plugin.namespace}/{plugin.name} is NVIDIA's device plugin without the GPU operator, "
-        f"with the ConfigMap {', '.join(plugin.config_maps)}. This command does not change it. If that config "
-        f"shares GPUs: drain the nodes' GPU pods, then: {command}; {unlabel}"
+        f"with the ConfigMap {', '.join(plugin.config_maps)}. This command does not change it. If that "
+        f"config shares GPUs: drain the nodes' GPU pods, then: {command}; {unlabel}"
     )

@@ -10,15 +10,13 @@ from cluster.haproxy import pod_haproxy_env
 from cluster.kubernetes.names import Part, Role
 from cluster.kubernetes.volumes import pod_storage
 from cluster.kubernetes.workloads import Manifest
+from cluster.ray_settings import JOB_STOP_S, RAY_SETTINGS
 
 CACHE_FOLDER = "/var/cache/tandem"
 """Where each pod's emptyDir for its node cache is mounted."""
 
 _HEAD_DRAIN_S = 30
 """Ray's own default. The head has no replica and no worker that could finish something."""
-
-_JOB_STOP_S = 300
-"""How long a training run gets for its last checkpoint, whoever ends it."""
 
 _LEAVING_S = 30
 """Until every proxy has heard that a node leaves, its replicas get new requests."""
@@ -35,13 +33,7 @@ def ray_env(spec: ClusterSpec, part: Part, role: Role) -> list[Manifest]:
     ours = {
         "TANDEM_HOME": f"{CACHE_FOLDER}/home",
         "TANDEM_CACHE": CACHE_FOLDER,
-        # As in cluster/local.py, where the reasons are.
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        "RAY_JOB_STOP_WAIT_TIME_S": str(_JOB_STOP_S),
-        "RAY_worker_niceness": "0",
-        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.4",
-        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+        **RAY_SETTINGS,
         # vLLM's own executor over Ray's compiled graphs, where a replica's workers are on several nodes.
         "VLLM_USE_RAY_V2_EXECUTOR_BACKEND": "1",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_s(spec, part, role)),
@@ -62,7 +54,7 @@ def drain_s(spec: ClusterSpec, part: Part, role: Role) -> int:
         return _HEAD_DRAIN_S
     answers_s = 0 if part == "training" else spec.serving.longest_request_s + _LEAVING_S
     trains = part != "serving" or spec.training.cluster == "serving"
-    return max(answers_s, _JOB_STOP_S if trains else 0)
+    return max(answers_s, JOB_STOP_S if trains else 0)
 
 
 def termination_grace_s(spec: ClusterSpec, part: Part, role: Role) -> int:

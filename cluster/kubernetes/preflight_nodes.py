@@ -211,7 +211,8 @@ def _taken(spec: ClusterSpec, nodes: Sequence[NodeSeen], pods: Sequence[Manifest
         if group.accelerator_type
         for name in affinity.products(group.accelerator_type)
     }
-    mine = {node.name for node in nodes if node.product in products}
+    # On a shared node they hold replicas, and none of the GPUs that are counted here.
+    mine = {node.name for node in nodes if node.product in products and not node.sharing}
     holders = {
         full_name(pod): gpus_reserved(pod).get(_GPU, 0)
         for pod in pods

@@ -14,6 +14,10 @@ WANTED = (1, 7)
 """The KubeRay whose resources Tandem's manifests are checked against."""
 _IMAGE = re.compile(r"kuberay[/-]operator\S*?:v?(\d+)\.(\d+)")
 _HELM = "helm upgrade --install kuberay-operator kuberay/kuberay-operator --version 1.7.0"
+_DEFINITIONS = (
+    "kubectl apply --server-side --force-conflicts --kustomize "
+    "'https://github.com/ray-project/kuberay/ray-operator/config/crd?ref=v1.7.0'"
+)
 _SCHEDULERS = {"volcano": "volcano", "kai": "kai-scheduler"}
 """KubeRay's word for each, of ``--batch-scheduler``."""
 
@@ -55,9 +59,7 @@ def _schema(spec: ClusterSpec, crd: Manifest | None) -> list[Finding]:
             "RayCluster has no spec.authOptions.secretName here: its definition is older than KubeRay 1.7.",
             "auth.mode is token, and the API server would refuse the field, or drop it: the dashboard and "
             "the job API would be open to all who reach them.",
-            "Upgrade the definitions, which Helm leaves as they are (kubectl apply --server-side "
-            "--force-conflicts --kustomize 'https://github.com/ray-project/kuberay/ray-operator/config/crd?ref=v1.7.0'), then the "
-            f"operator: {_HELM}",
+            f"Upgrade the definitions, which Helm leaves as they are: {_DEFINITIONS}; then: {_HELM}",
         )
     ]
 

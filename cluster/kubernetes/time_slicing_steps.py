@@ -31,6 +31,10 @@ _LOG = get_logger(__name__)
 _LOOK_AGAIN_S = 1.0
 
 
+class StillShared(ClusterError):
+    """A node did not come to offer whole GPUs in time."""
+
+
 def look(client: Kubernetes) -> Shared:
     """All that is there of time-slicing and MPS. Changes nothing.
 
@@ -56,6 +60,8 @@ def carry_out(
 ) -> None:
     """Do the steps in order. Stopped at any point, a new plan has what is left.
 
+    A node that goes on sharing stays cordoned, and is told at the end: it does not keep the others waiting.
+
     Args:
         timeout_s: For each pod to leave and each node to offer whole GPUs.
         on_step: Called before each step.
@@ -72,9 +78,17 @@ def carry_out(
         "wait": _wait,
         "uncordon": _uncordon,
     }
+    failed: dict[str, StillShared] = {}
     for step in steps:
+        if step.verb == "uncordon" and step.name in failed:
+            continue
         on_step(step)
-        doing[step.verb](client, step, timeout_s)
+        try:
+            doing[step.verb](client, step, timeout_s)
+        except StillShared as error:
+            failed[step.name] = error
+    if failed:
+        raise StillShared("\n".join(str(error) for error in failed.values()))
 
 
 def _config_maps(client: Kubernetes, policies: Iterable[PolicySeen]) -> tuple[ConfigMapSeen, ...]:
@@ -104,13 +118,11 @@ def _evict(client: Kubernetes, step: Step, timeout_s: float) -> None:
 
     def gone() -> bool:
         nonlocal asked
-        if not _is_there(client, step):
-            return True
-        if not asked:
+        if not asked and _is_there(client, step):
             asked = _asked_to_leave(client, step)
-        return False
+        return not _is_there(client, step)
 
-    _until(gone, timeout_s, lambda: _why_it_stays(client, step, asked, timeout_s))
+    _until(gone, timeout_s, lambda: ClusterError(_why_it_stays(client, step, asked, timeout_s)))
 
 
 def _is_there(client: Kubernetes, step: Step) -> bool:
@@ -171,17 +183,18 @@ def _wait(client: Kubernetes, step: Step, timeout_s: float) -> None:
         # A node that left the cluster has nothing to wait for.
         return node is None or node.whole
 
-    _until(whole, timeout_s, lambda: _why_it_shares(client, step, seen(), timeout_s))
+    _until(whole, timeout_s, lambda: StillShared(_why_it_shares(client, step, seen(), timeout_s)))
 
 
 def _why_it_shares(client: Kubernetes, step: Step, node: NodeSeen | None, timeout_s: float) -> str:
     signs = ", ".join(node.sharing_signs) if node else ""
     counts = f"it offers {node.gpus} and has {node.physical}" if node else "it is gone"
-    put_back = [policy.name for policy in look(client).policies if policy.config]
+    now = look(client)
+    put_back = [policy.name for policy in now.policies if now.shares(policy)]
     if put_back:
         return (
             f"Node {step.name} is still shared ({signs}): somebody set spec.devicePlugin.config of "
-            f"ClusterPolicy {', '.join(put_back)} again. Change it where it comes from (Helm values, Argo CD, "
+            f"ClusterPolicy {', '.join(put_back)} again. Change it where it comes from (Helm, Argo CD, "
             "Flux), then run the command again."
         )
     return (
@@ -191,9 +204,9 @@ def _why_it_shares(client: Kubernetes, step: Step, node: NodeSeen | None, timeou
     )
 
 
-def _until(condition: Callable[[], bool], timeout_s: float, complaint: Callable[[], str]) -> None:
+def _until(condition: Callable[[], bool], timeout_s: float, error: Callable[[], ClusterError]) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() >= deadline:
-            raise ClusterError(complaint())
+            raise error()
         time.sleep(_LOOK_AGAIN_S)

@@ -101,7 +101,7 @@ def up_head(spec: HeadSpec, cluster: ClusterSpec | None = None) -> PlainNode:
 
 def _store(spec: HeadSpec, cluster: ClusterSpec | None) -> Store:
     wanted = cluster.store.root if cluster else None
-    if wanted and spec.store and open_store(spec.store).uri != open_store(wanted).uri:
+    if wanted and spec.store and spec.store.rstrip("/") != wanted.rstrip("/"):
         raise ConfigError(
             f"--store (or TANDEM_STORE) is {spec.store}, but the cluster spec's store is {wanted}. "
             "Leave one out."

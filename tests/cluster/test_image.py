@@ -39,9 +39,14 @@ def test_the_launcher_that_it_writes_starts_haproxy(tmp_path: Path):
     assert "launcher(IMAGE_LAUNCHER.parent)" in DOCKERFILE
     assert pod_haproxy_env()["RAY_SERVE_HAPROXY_BINARY_PATH"] == str(IMAGE_LAUNCHER)
     config = tmp_path / "haproxy.cfg"
-    config.write_text("defaults\n    mode http\n    timeout client 1s\nfrontend one\n    bind 127.0.0.1:65000\n")
+    config.write_text(
+        "defaults\n    mode http\n    timeout client 1s\nfrontend one\n    bind 127.0.0.1:65000\n"
+    )
     checked = subprocess.run([launcher(tmp_path), "-c", "-f", config], capture_output=True, text=True)
-    assert (checked.returncode, "Configuration file is valid" in checked.stdout + checked.stderr) == (0, True), checked
+    assert (checked.returncode, "Configuration file is valid" in checked.stdout + checked.stderr) == (
+        0,
+        True,
+    ), checked
 
 
 def test_an_environment_is_found_through_a_link_whose_name_has_no_hash(tmp_path: Path):
