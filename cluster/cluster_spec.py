@@ -6,12 +6,12 @@ import re
 from collections import Counter
 from typing import Any, Literal
 
-from pydantic import ByteSize, Field, field_validator, model_validator
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 
 from cluster.gpus import Gpu, find
 from cluster.inventory import Card, Inventory, Node
 from runtime.core.config import ConfigModel
-from storage.address import is_address
+from storage.workspace import Workspace
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
 _IMAGE = re.compile(r"[a-z0-9][a-z0-9._/:-]*(@sha256:[0-9a-f]{64})?", re.IGNORECASE)
@@ -254,7 +254,7 @@ class ClusterStore(ConfigModel):
 
     @model_validator(mode="after")
     def _fits(self) -> ClusterStore:
-        remote = self.uri is not None and is_address(self.uri)
+        remote = self.uri is not None and "://" in self.uri
         if self.nfs and self.host_path:
             raise ValueError("has nfs and host_path. A folder lies on one of them.")
         if not remote and not self.nfs and not self.host_path:
@@ -273,6 +273,11 @@ class ClusterStore(ConfigModel):
             )
         if self.host_path and not self.host_path.startswith("/"):
             raise ValueError(f"host_path is {self.host_path!r}. Write an absolute path.")
+        try:
+            Workspace.model_validate({"storage": self.options})
+        except ValidationError as error:
+            # Its text names the field, never the value.
+            raise ValueError(f"options: {error.errors()[0]['ctx']['error']}") from None
         if self.key_file and self.service_account:
             raise ValueError("has key_file and service_account. On GKE use service_account alone.")
         return self
@@ -381,6 +386,16 @@ class GcsFaultTolerance(ConfigModel):
     """``redis:6379``."""
 
     password: SecretKey | None = None
+
+    @field_validator("redis_address")
+    @classmethod
+    def _holds_no_secret(cls, address: str) -> str:
+        if "@" in address:
+            raise ValueError(
+                "would hold a password, and manifests are shown to many. Write host:port, and "
+                "password: {secret: NAME, key: KEY}."
+            )
+        return address
 
 
 class Training(ConfigModel):

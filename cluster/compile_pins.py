@@ -49,6 +49,24 @@ def _compile(source: Path, target: Path, *more: str) -> None:
     overrides = ["--override", str(PINS / "override-cpu.txt")] if source.stem.endswith("-cpu") else []
     where = ["--python-version", PYTHON_VERSION, "--python-platform", PLATFORM]
     command = [str(find_uv()), "pip", "compile", "--quiet", *where, *ANONYMOUS, *overrides, *more]
-    done = subprocess.run([*command, str(source), "-o", str(target)], env=uv_env())
+    is_cuda = source.stem.endswith("-cuda")
+    done = subprocess.run(
+        [*command, str(source), "-o", str(target)], env=_without_folders() if is_cuda else uv_env()
+    )
     if done.returncode:
         raise EnvironmentFault(f"{source.name} does not resolve; uv's message is above. Change its ranges.")
+    if is_cuda and "+cpu" in target.read_text():
+        raise EnvironmentFault(
+            f"{target.name} would have a package built for CPUs (+cpu). Take its folder or index out of "
+            "pip's and "
+            "uv's configuration, and run: make pins."
+        )
+
+
+def _without_folders() -> dict[str, str]:
+    """Without folders of wheels and further indexes: a CPU build of torch there counts as newer than "
+    "PyPI's."""
+    variables = uv_env()
+    for name in ("UV_FIND_LINKS", "UV_INDEX", "UV_EXTRA_INDEX_URL"):
+        variables.pop(name, None)
+    return variables

@@ -45,3 +45,8 @@ def level(number: str, out: Path, image: str | None, **options: Any) -> None:
     written = write(files(Layout(LEVELS[int(number)], **given)), out)
     for file in written:
         click.echo(file)
+    if image is None:
+        click.echo(
+            "Note: `image` in cluster.yaml is a placeholder; docs/kubernetes.md says how to build one.",
+            err=True,
+        )

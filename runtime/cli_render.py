@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -40,4 +41,5 @@ def render(
         click.echo(text_of(done.manifests, form), nl=False)
         return
     write_folder(done.manifests, out, form)
-    click.echo(f"{len(done.manifests)} objects in {out}. Apply them: tandem cluster apply {cluster}")
+    files = shlex.join(map(str, (cluster, *specs)))
+    click.echo(f"{len(done.manifests)} objects in {out}. Apply them: tandem cluster apply {files}")

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import yaml
+
+from cluster.cluster_spec import ClusterSpec
 from cluster.gpus import catalogue, find
+from runtime.core.config import parse_spec
 from runtime.core.errors import ConfigError
 from runtime.core.lookup import did_you_mean
-from storage.address import is_address
+from serve_apps.spec import ServeSpec
+from train_jobs.spec import TrainSpec
 
-_BESIDE_CPUS, _BESIDE_GIB = 2, 6
-"""Of each node for Ray's head, which may be on any of them, and for Kubernetes' own pods."""
+_BESIDE_CPUS, _BESIDE_GIB = 3, 9
+"""Of each node, since they may be on any: Ray's head and its autoscaler, a job's submitter, Kubernetes' "
+"own pods."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/:-]*[A-Za-z0-9])?")
 
 Level = Literal[0, 1, 2]
 LEVELS: tuple[Level, ...] = (0, 1, 2)
@@ -54,7 +64,11 @@ def files(layout: Layout) -> dict[str, str]:
         ConfigError: the GPU is not in the catalogue, or the level cannot be laid out so.
     """
     _check(layout)
-    return {"cluster.yaml": _cluster(layout), "train.yaml": _train(layout), "serve.yaml": _serve(layout)}
+    texts = {"cluster.yaml": _cluster(layout), "train.yaml": _train(layout), "serve.yaml": _serve(layout)}
+    parse_spec(ClusterSpec, texts["cluster.yaml"], origin="cluster.yaml")
+    parse_spec(TrainSpec, texts["train.yaml"], origin="train.yaml")
+    parse_spec(ServeSpec, texts["serve.yaml"], origin="serve.yaml")
+    return texts
 
 
 def _check(layout: Layout) -> None:
@@ -118,8 +132,8 @@ def _cluster(layout: Layout) -> str:
         f"# {heads[layout.level]}\n#\n"
         "#   tandem render cluster.yaml train.yaml serve.yaml\n"
         "#   tandem cluster apply cluster.yaml train.yaml serve.yaml\n"
-        f"name: {layout.name}\n"
-        f"image: {layout.image}\n"
+        f"name: {_quoted(layout.name)}\n"
+        f"image: {_quoted(layout.image)}\n"
         "head: {cpus: 1, memory: 4GiB}\n"
         "node_groups:\n"
         "  - name: gpu\n"
@@ -135,6 +149,11 @@ def _cluster(layout: Layout) -> str:
         f"{_upgrade(layout)}"
         f"{endpoint}"
     )
+
+
+def _quoted(text: str) -> str:
+    """As YAML reads it back: quoted where that is not plain to see."""
+    return text if _PLAIN.fullmatch(text) and yaml.safe_load(text) == text else json.dumps(text)
 
 
 def _upgrade(layout: Layout) -> str:
@@ -153,15 +172,15 @@ def _store(layout: Layout) -> str:
             "  # A folder of the node; there once: sudo install -d -o 1000 -g 1000 /var/lib/tandem\n"
             "  host_path: /var/lib/tandem\n"
         )
-    if is_address(layout.store):
-        return f"store:\n  uri: {layout.store}\n"
+    if "://" in layout.store:
+        return f"store:\n  uri: {_quoted(layout.store)}\n"
     server, _, path = layout.store.partition(":")
     if not path.startswith("/"):
         raise ConfigError(
             f"--store is {layout.store!r}. Give gs://bucket/prefix, s3://bucket/prefix, or an export as "
             "server:/path."
         )
-    return f"store:\n  nfs: {{server: {server}, path: {path}}}\n"
+    return f"store:\n  nfs: {{server: {_quoted(server)}, path: {_quoted(path)}}}\n"
 
 
 def _train(layout: Layout) -> str:
@@ -179,8 +198,8 @@ def _train(layout: Layout) -> str:
     return (
         f"# {'LoRA on half of the GPU.' if layout.level == 0 else 'Full fine-tuning with DeepSpeed.'}\n"
         "name: sft\n"
-        f"model: {layout.model}\n"
-        f"dataset: {layout.dataset}\n"
+        f"model: {_quoted(layout.model)}\n"
+        f"dataset: {_quoted(layout.dataset)}\n"
         "llamafactory:\n"
         "  stage: sft\n"
         f"  finetuning_type: {kind}\n"
@@ -208,7 +227,7 @@ def _serve(layout: Layout) -> str:
         f"# {'Half of the GPU' if layout.level == 0 else f'{size} GPUs a replica'}; keys: tandem keys "
         "create NAME\n"
         "name: chat\n"
-        f"model: {layout.model}\n"
+        f"model: {_quoted(layout.model)}\n"
         f"{engine}"
         "resources:\n"
         f"  gpus: {gpus}\n"
@@ -227,7 +246,15 @@ def write(texts: dict[str, str], folder: Path) -> list[Path]:
             f"{folder / there[0]} exists already and is not replaced. Move it away, or name another "
             "folder: --out."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        (folder / name).write_text(text)
-    return [folder / name for name in texts]
+    new = {folder / name: folder / f".{name}.new" for name in texts}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in zip(new.values(), texts.values(), strict=True):
+            file.write_text(text)
+        for final, file in new.items():
+            file.rename(final)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written to ({error.strerror}). Name another folder: --out."
+        ) from None
+    return list(new)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cluster.cluster_spec import ClusterSpec
+from cluster.kubernetes.beside import MADE_BY_US, fitted
 from cluster.kubernetes.client import Kubernetes
 from cluster.kubernetes.keeping_data import keep_data
 from cluster.kubernetes.owned import key, live, owned, title, without_the_servers
@@ -14,9 +15,6 @@ from cluster.kubernetes.scaling import only_the_operators, scale_running, with_t
 from cluster.kubernetes.token import ensure_token
 from cluster.kubernetes.workloads import Manifest
 from runtime.core.errors import ClusterError
-
-MADE_BY_US = "tandem.dev/made"
-"""Annotation of a namespace that was not there before: it may go with the cluster."""
 
 
 @dataclass
@@ -57,15 +55,16 @@ def apply(
     _check_kinds(kubernetes, manifests)
     made = _make_namespace(kubernetes, spec, manifests)
     try:
-        _dry_run(kubernetes, manifests, force=force)
+        fitting, notes = fitted(kubernetes, spec, manifests)
+        _dry_run(kubernetes, fitting, force=force)
     except BaseException:
         if made:
             kubernetes.delete("v1", "Namespace", spec.in_namespace)
         raise
-    done = Applied()
+    done = Applied(notes=notes)
     if ensure_token(kubernetes, spec):
         done.notes.append("made Ray's token, in a Secret of its own")
-    for manifest in manifests:
+    for manifest in fitting:
         _apply_one(kubernetes, manifest, done, force=force, tell=tell)
     for service in [one for one in manifests if one["kind"] == "RayService"]:
         done.notes += scale_running(kubernetes, service)

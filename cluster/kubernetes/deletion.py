@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from cluster.cluster_spec import ClusterSpec
-from cluster.kubernetes.apply import MADE_BY_US
+from cluster.kubernetes.beside import MADE_BY_US
 from cluster.kubernetes.client import Kubernetes
 from cluster.kubernetes.keeping_data import keep_data
 from cluster.kubernetes.names import token_secret
@@ -14,7 +14,7 @@ from cluster.kubernetes.owned import key, live, owned, selector, title
 from cluster.kubernetes.workloads import Manifest
 from runtime.core.errors import WaitTimeout
 
-_FIRST = ("RayJob", "RayService", "RayCluster")
+_FIRST = ("Job", "RayJob", "RayService", "RayCluster")
 """Their pods drain; what they stand on, such as the store's claim, must not go before them."""
 _POLL_S = 0.5
 

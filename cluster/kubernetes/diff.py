@@ -11,6 +11,7 @@ import yaml
 
 from cluster.cluster_spec import ClusterSpec
 from cluster.kubernetes.apply import no_longer_rendered, send
+from cluster.kubernetes.beside import fitted
 from cluster.kubernetes.client import Kubernetes
 from cluster.kubernetes.owned import title, without_the_servers
 from cluster.kubernetes.refusals import Conflicted
@@ -37,7 +38,8 @@ def differences(kubernetes: Kubernetes, spec: ClusterSpec, manifests: Sequence[M
         ClusterError: the API server refuses an object, or does not answer.
     """
     has_namespace = kubernetes.get("v1", "Namespace", spec.in_namespace) is not None
-    found = [_difference(kubernetes, one, spec, has_namespace) for one in manifests]
+    fitting, _ = fitted(kubernetes, spec, manifests)
+    found = [_difference(kubernetes, one, spec, has_namespace) for one in fitting]
     gone = [
         Difference(title(one), "no longer rendered", "")
         for one in no_longer_rendered(kubernetes, spec, manifests)

@@ -8,7 +8,7 @@ from typing import Any
 from cluster.kubernetes.owned import title
 from cluster.kubernetes.workloads import Manifest
 
-WAITED_FOR = ("PersistentVolumeClaim", "RayCluster", "RayService", "RayJob")
+WAITED_FOR = ("PersistentVolumeClaim", "RayCluster", "RayService", "RayJob", "Job")
 """Kinds that take time."""
 
 
@@ -39,6 +39,8 @@ def state_of(manifest: Manifest | None, name: str = "") -> State:
         return State(title(manifest), phase == "Bound", phase, phase == "Lost")
     if kind not in WAITED_FOR:
         return State(title(manifest), True, "there")
+    if kind == "Job":
+        return _submission(title(manifest), status)
     if kind == "RayJob":
         # Of whatever spec it is: a job begins once.
         return _job(title(manifest), status)
@@ -86,6 +88,17 @@ def _job(name: str, status: dict[str, Any]) -> State:
     is_over = word == "Complete"
     has_failed = word in ("Failed", "ValidationFailed") or status.get("jobStatus") == "FAILED"
     return State(name, (is_over or word == "Running") and not has_failed, doing, has_failed)
+
+
+def _submission(name: str, status: dict[str, Any]) -> State:
+    """Ready once its pod runs, which waits for the cluster and then follows the run."""
+    held = {one["type"]: one for one in status.get("conditions") or []}
+    if _is_true(held, "Failed"):
+        return State(name, False, _said(held["Failed"], "failed"), has_failed=True)
+    if _is_true(held, "Complete"):
+        return State(name, True, "complete")
+    is_running = bool(status.get("ready"))
+    return State(name, is_running, "runs" if is_running else "its pod starts")
 
 
 def _is_true(held: dict[str, dict[str, Any]], type_: str) -> bool:

@@ -7,6 +7,8 @@ follows the head. Where that cluster is lost, the next try submits the same run 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 from typing import Any
 
@@ -36,8 +38,19 @@ _SCRIPT = """\
 timeout {patience_s} bash -c 'until ray job list > /dev/null 2>&1; do sleep 5; done' || exit 1
 # Refused where a try before this one has submitted it: then it is followed.
 ray job submit --no-wait --submission-id {run_id} --working-dir {folder} -- {entrypoint}
-ray job logs --follow {run_id}
-ray job status {run_id} | grep -q succeeded
+unknown=0
+while [ $unknown -lt 12 ]; do
+  # The log's connection may break while the run goes on.
+  ray job logs --follow {run_id}
+  case "$(ray job status {run_id} 2>&1)" in
+    *"' succeeded"*) exit 0 ;;
+    *"' failed"* | *"' was stopped"*) exit 1 ;;
+    *RUNNING* | *PENDING*) unknown=0 ;;
+    *) unknown=$((unknown + 1)) ;;
+  esac
+  sleep 5
+done
+exit 1
 """
 
 
@@ -73,7 +86,9 @@ def submission(spec: ClusterSpec, job: TrainJob, config_map: Manifest) -> list[M
             "spec": _pod(spec, job),
         },
     }
-    metadata = _metadata(spec, job_name(spec, job.name))
+    # Its template can never be changed: another spec or image is another Job.
+    mark = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:8]
+    metadata = _metadata(spec, job_name(spec, f"{job.name}-{mark}"))
     return [config_map, {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": body}]
 
 

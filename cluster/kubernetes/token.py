@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import secrets
 from pathlib import Path
@@ -69,7 +70,9 @@ def write_token(kubernetes: Kubernetes, spec: ClusterSpec) -> Path:
             f"there is no Secret {token_secret(spec)!r} in namespace {spec.in_namespace!r}. Make the cluster "
             "first: tandem cluster apply CLUSTER.yaml."
         )
-    path = home() / "tokens" / spec.name
+    # Clusters of one name in several places have a file each.
+    mark = hashlib.sha256(f"{kubernetes.host} {spec.in_namespace}".encode()).hexdigest()[:8]
+    path = home() / "tokens" / f"{spec.name}-{mark}"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     # Made anew: the mode of a file that was there would stay what it was.
     path.unlink(missing_ok=True)

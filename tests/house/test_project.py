@@ -35,6 +35,15 @@ def test_the_environments_share_one_ray():
     assert len(rays) == 1
 
 
+@pytest.mark.parametrize(
+    "file", [file for file in COMPILED if file.stem.endswith("-cuda")], ids=lambda file: file.name
+)
+def test_the_cuda_sets_have_a_torch_for_gpus(file: Path):
+    packages = file.read_text().splitlines()
+    assert not [line for line in packages if "+cpu" in line]
+    assert [line for line in packages if line.startswith("nvidia-cudnn")]
+
+
 @pytest.mark.parametrize("file", COMPILED, ids=lambda file: file.name)
 def test_compiled_pins_are_exact_and_name_no_place(file: Path):
     allowed = re.compile(r"[a-z0-9.-]+==[A-Za-z0-9.+!]+( ; .+)?")

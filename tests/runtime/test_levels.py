@@ -82,15 +82,30 @@ def test_level_2_grows_spreads_and_has_a_load_balancer():
     [
         ({"gpu": "L5"}, "--gpu is 'L5'"),
         ({"level": 1, "gpus": 1}, "--gpus is 1"),
-        ({"cpus": 2}, "--cpus is 2"),
+        ({"cpus": 3}, "--cpus is 3"),
         ({"level": 2, "store": None}, "--store is missing"),
         ({"level": 2, "store": "nas:exports"}, "--store is 'nas:exports'"),
         ({"level": 2, "store": "gs://a/b", "nodes": 1}, "--nodes is 1"),
+        ({"name": "My Lab"}, "name: is 'My Lab'"),
+        ({"image": "no image: at all"}, "image: is 'no image: at all'"),
     ],
 )
 def test_a_layout_that_cannot_be_is_refused(changes: dict[str, Any], said: str):
     with pytest.raises(ConfigError, match=said):
         files(Layout(**({"level": 0} | changes)))
+
+
+def test_names_that_yaml_would_read_as_something_else_stay_what_they_are():
+    _, train, serve = specs(Layout(0, model="hf://x/y #1", dataset="on"))
+    assert (train.model, serve.model, train.dataset) == ("hf://x/y #1", "hf://x/y #1", "on")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_words():
+    done = CliRunner().invoke(level, ["0", "-o", "/dev/null"])
+    assert isinstance(done.exception, SystemExit | ConfigError)
+    done = CliRunner().invoke(level, ["0", "-o", "/proc/nothing"])
+    assert isinstance(done.exception, ConfigError)
+    assert "cannot be written to" in str(done.exception)
 
 
 def test_the_command_writes_three_files_and_replaces_none(tmp_path: Path):
