@@ -1,4 +1,4 @@
-"""What is there of time-slicing and MPS, and the way out, from objects as plain data."""
+"""What is there of time-slicing and MPS, and the way out, from objects as plain data (pitfall 9)."""
 
 from __future__ import annotations
 
