@@ -287,7 +287,10 @@ class Core:
 
     def _admit_once(self, now_s: float, refused: dict[str, str]) -> bool:
         """Whether one was granted more than the least that would do for it."""
-        shares = self._shares()
+        # A run asks when its workers have ended: shares that were read before that are nobody's any more.
+        # With them it would be given fewer workers than it has room for.
+        ended = {one.holder for one in self._holdings() if one.kind == "train"} & self._waiting.keys()
+        shares = [share for share in self._shares() if share.holder not in ended]
         free = Free.of(self._inventory, shares)
         serving = {one.holder for one in self._holdings() if one.kind == "serve"}
         serving |= {one.grant.holder for one in self._granted.values() if one.grant.kind == "serve"}

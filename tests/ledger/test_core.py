@@ -110,6 +110,20 @@ def test_one_who_asks_is_granted_a_place_and_the_next_one_waits_for_it():
     assert w.waiting() == ["second"]
 
 
+def test_a_run_that_re_forms_is_not_kept_from_room_by_its_own_workers_that_have_ended():
+    w = world(1, 1)
+    w.holdings = [holding("run", node_id="node-0", fraction=1.0)]
+    w.look()
+    # Nobody has looked since its worker ended: the share is still in the books.
+    granted = w.ask(wants("run", 2), wants("run", 1))
+    assert (granted["state"], granted["choice"], len(granted["nodes"])) == ("granted", 0, 2)
+    # Of others it still counts.
+    w = world(1, 1)
+    w.holdings = [holding("run", node_id="node-0", fraction=1.0)]
+    w.look()
+    assert w.ask(wants("other", 2), wants("other", 1))["choice"] == 1
+
+
 def test_what_the_empty_cluster_cannot_hold_is_refused_and_forgotten():
     w = world(2)
     refused = w.ask(wants("huge", 3))
