@@ -17,7 +17,11 @@ from runtime.core.errors import ClusterError
 from runtime.core.places import cache_root, file_cache, home
 
 _SOCKET_PATH_BYTES = 107
-"""Longest UNIX socket path; Ray's own part below the temp folder takes about 65 of it."""
+"""Longest UNIX socket path on Linux."""
+
+_LONGEST_SOCKET = "session_2026-11-27_03-17-30_023464_4194304/sockets/dash_TaskEventsHead"
+"""The longest socket path that Ray makes below its folder: the largest process id that Linux gives, and
+the longest name of a dashboard module. A path that is too long costs Ray its dashboard, a minute later."""
 
 
 def ray_command() -> str:
@@ -60,7 +64,7 @@ def _config_file() -> dict[str, str]:
 def ray_temp_dir() -> Path:
     """Ray's folder below our own, or a short one where the sockets' paths would become too long."""
     folder = home() / "ray"
-    if len(str(folder)) + 65 > _SOCKET_PATH_BYTES:
+    if not _has_room(folder):
         folder = _short_dir()
     folder.mkdir(parents=True, exist_ok=True)
     _drop_old_sessions(folder)
@@ -70,13 +74,21 @@ def ray_temp_dir() -> Path:
 def haproxy_dir(temp_dir: Path) -> Path:
     """HAProxy's folder below Ray's own, or a short one: its sockets' paths may be shorter still."""
     folder = temp_dir / "haproxy"
-    return folder if len(str(folder)) <= FOLDER_BYTES else _short_dir() / "haproxy"
+    return folder if len(os.fsencode(folder)) <= FOLDER_BYTES else _short_dir() / "h"
+
+
+def _has_room(folder: Path) -> bool:
+    return len(os.fsencode(folder / _LONGEST_SOCKET)) <= _SOCKET_PATH_BYTES
 
 
 def _short_dir() -> Path:
     """A folder of this user with a short path, for this TANDEM_HOME."""
     mark = hashlib.sha256(str(home()).encode()).hexdigest()[:8]
-    folder = Path(tempfile.gettempdir()) / f"tandem-{os.getuid()}-{mark}"
+    name = f"tandem-{os.getuid()}-{mark}"
+    folder = Path(tempfile.gettempdir()) / name
+    if not _has_room(folder) or len(os.fsencode(folder / "h")) > FOLDER_BYTES:
+        # A job's own TMPDIR may be long; this one never is.
+        folder = Path("/tmp") / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise ClusterError(f"{folder} belongs to somebody else. Set TANDEM_HOME to a shorter path.")
