@@ -64,8 +64,8 @@ def _compile(source: Path, target: Path, *more: str) -> None:
 
 
 def _without_folders() -> dict[str, str]:
-    """Without folders of wheels and further indexes: a CPU build of torch there counts as newer than "
-    "PyPI's."""
+    """Without folders of wheels and further indexes: a CPU build of torch there counts as newer than
+    PyPI's."""
     variables = uv_env()
     for name in ("UV_FIND_LINKS", "UV_INDEX", "UV_EXTRA_INDEX_URL"):
         variables.pop(name, None)

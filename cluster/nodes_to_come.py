@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cluster.cluster_spec import NodeGroup
 from cluster.inventory import Card, Inventory, Node
+from cluster.node_groups import NodeGroup
 
 VARIABLE = "TANDEM_NODES_TO_COME"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from cluster.code import code_snapshot
 from cluster.environments import interpreter
 from cluster.haproxy import FOLDER_BYTES
+from cluster.priority import priorities_env, priorities_here
 from cluster.ray_settings import RAY_SETTINGS
 from runtime.core.errors import ClusterError
 from runtime.core.places import cache_root, file_cache, home
@@ -35,6 +36,9 @@ def ray_environment(store: str, *parts: Mapping[str, str]) -> dict[str, str]:
     Args:
         store: Root address of the store for jobs and apps that name none.
         parts: Variables besides, such as those for HAProxy and the token.
+
+    Raises:
+        ConfigError: ``TANDEM_PRIORITIES`` is no order of the priority classes.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHON", "VIRTUAL_ENV"))}
     core_bin = str(interpreter("core").parent)
@@ -48,6 +52,7 @@ def ray_environment(store: str, *parts: Mapping[str, str]) -> dict[str, str]:
         "TANDEM_CACHE": str(cache_root()),
         "TANDEM_FILE_CACHE": str(file_cache()),
         "TANDEM_STORE": store,
+        **priorities_env(priorities_here()),
         **_config_file(),
         **RAY_SETTINGS,
     }

@@ -108,13 +108,14 @@ class SimulatedCluster(ConfigModel):
 def load_cluster(path: Path) -> tuple[Inventory, tuple[str, ...]]:
     """Nodes and priority classes, from a simulation's own file or from a ``cluster.yaml``.
 
-    The second has ``node_groups``, which count at their largest, and the usual classes.
+    The second has ``node_groups``, which count at their largest.
 
     Raises:
         ConfigError: the file is neither.
     """
     if "node_groups" in read_mapping(path):
-        return load_spec(ClusterSpec, path).inventory(), CLASSES
+        spec = load_spec(ClusterSpec, path)
+        return spec.inventory(), spec.priorities
     cluster = load_spec(SimulatedCluster, path)
     return cluster.inventory(), cluster.priorities
 

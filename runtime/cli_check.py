@@ -35,8 +35,9 @@ def check(
 ) -> None:
     """Check Kubernetes manifests (YAML, JSON, folders of them) without applying anything.
 
-    Structure against the kinds' schemas, strictly; what only KubeRay's operator or the creation of pods would
-    refuse; objects that are there twice; and advice. Exit code 2 when there are faults.
+    Structure against the kinds' schemas, strictly, and the kinds' own rules; what only KubeRay's operator or
+    the creation of pods would refuse; objects that are there twice; and advice. Exit code 2 when there are
+    faults.
     """
     from cluster.kubernetes.check import check as check_manifests
     from cluster.kubernetes.check import without_schema

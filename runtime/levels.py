@@ -19,8 +19,8 @@ from serve_apps.spec import ServeSpec
 from train_jobs.spec import TrainSpec
 
 _BESIDE_CPUS, _BESIDE_GIB = 3, 9
-"""Of each node, since they may be on any: Ray's head and its autoscaler, a job's submitter, Kubernetes' "
-"own pods."""
+"""Of each node, since they may be on any: Ray's head and its autoscaler, a job's submitter, Kubernetes'
+own pods."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/:-]*[A-Za-z0-9])?")
 

@@ -144,8 +144,9 @@ class ServeSpec(ConfigModel):
     or vLLM decides."""
 
     priority: Priority = "serving"
-    """The class in which the app waits where there is no room for ``min_replicas``: ``interactive`` before
-    ``serving`` before ``training`` before ``batch``, then by age."""
+    """The class in which the app waits where there is no room for ``min_replicas``. Unless the cluster orders
+    them otherwise, ``interactive`` is before ``serving`` before ``training`` before ``batch``; then age
+    counts."""
 
     route_prefix: str | None = None
     """Path below which the app answers beside ``/v1``, where all apps do; unset: ``/<name>``."""

@@ -147,8 +147,8 @@ class TrainSpec(ConfigModel):
     """How often and how long the run tries again."""
 
     priority: Priority = "training"
-    """The class in which the run waits where there is no room: ``interactive`` before ``serving`` before
-    ``training`` before ``batch``, then by age."""
+    """The class in which the run waits where there is no room. Unless the cluster orders them otherwise,
+    ``interactive`` is before ``serving`` before ``training`` before ``batch``; then age counts."""
 
     memory_check: Literal["refuse", "warn"] = "refuse"
     """What happens where the estimate says that a worker needs more memory than it has: the run is refused,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from cluster.cluster_spec import ClusterSpec, NodeGroup, Toleration
+from cluster.cluster_spec import ClusterSpec
 from cluster.gpus import catalogue, find
 from cluster.kubernetes.names import CLUSTER_LABEL, ROLE_LABEL, pod_labels
+from cluster.node_groups import NodeGroup, Toleration
 from runtime.core.errors import ConfigError
 
 _PRODUCT = "nvidia.com/gpu.product"

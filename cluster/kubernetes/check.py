@@ -1,14 +1,16 @@
 """Whether a cluster would take manifests and they would do what they say: schemas, lints, references.
 
-The schema of a custom kind is its CustomResourceDefinition's, of Kubernetes' own kinds the official client's
-models. A third of the real faults pass all schemas: those are the lints'.
+The schema of a custom kind is its CustomResourceDefinition's, with its rules in CEL, of Kubernetes' own kinds
+the official client's models. A third of the real faults pass all schemas: those are the lints'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+from cluster.kubernetes.cel_rules import rule_faults
 from cluster.kubernetes.core_kinds import core_schema, is_core, kinds, metadata_schema
 from cluster.kubernetes.faults import Fault, name_of
 from cluster.kubernetes.lint import lint
@@ -59,7 +61,12 @@ def _of_one(manifest: Manifest, schemas: Schemas) -> list[Fault]:
     linted = lint(manifest)
     # Where both speak of a field, the lint knows more of it.
     told = {fault.field for fault in linted if not fault.warning}
-    return [fault for fault in _structure(manifest, schemas) if fault.field not in told] + linted
+    return [fault for fault in _structure(manifest, schemas) if not _is_told(fault.field, told)] + linted
+
+
+def _is_told(field: str, told: Collection[str]) -> bool:
+    """Whether another fault speaks of this field or of one in it."""
+    return any(re.match(rf"{re.escape(field)}([.\[]|$)", other) for other in told)
 
 
 def _identity(manifest: Manifest) -> Iterator[Fault]:
@@ -82,7 +89,9 @@ def _structure(manifest: Manifest, schemas: Schemas) -> Iterator[Fault]:
     yield from schema_faults(metadata_schema(), _without_nulls(manifest["metadata"]), at="metadata")
     schema = schemas.find(version, kind)
     if schema:
-        yield from schema_faults(schema, manifest)
+        faults = schema_faults(schema, manifest)
+        # The server asks the rules only of what keeps to the rest.
+        yield from faults or rule_faults(schemas.definitions[version, kind], manifest)
     elif versions := schemas.served(version).get(kind):
         why = f"No such version of {kind} is served."
         yield Fault("apiVersion", version, why, f"Write {' or '.join(sorted(versions))}.")

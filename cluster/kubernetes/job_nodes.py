@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from cluster.cluster_spec import RAYS_SHARE, ClusterSpec, NodeGroup
+from cluster.cluster_spec import ClusterSpec
 from cluster.kubernetes.workloads import TrainJob
+from cluster.node_groups import RAYS_SHARE, NodeGroup
 from runtime.core.errors import ConfigError
 
 _ROUNDING = 1e-6

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cluster.cluster_spec import ClusterSpec, NodeGroup
+from cluster.cluster_spec import ClusterSpec
 from cluster.kubernetes.names import labels
 from cluster.kubernetes.workloads import Manifest
+from cluster.node_groups import NodeGroup
 from cluster.nodes_to_come import VARIABLE, nodes_to_come_env
 
 _KEY = "groups.json"

@@ -10,6 +10,7 @@ from cluster.haproxy import pod_haproxy_env
 from cluster.kubernetes.names import Part, Role
 from cluster.kubernetes.volumes import pod_storage
 from cluster.kubernetes.workloads import Manifest
+from cluster.priority import priorities_env
 from cluster.ray_settings import JOB_STOP_S, RAY_SETTINGS
 
 CACHE_FOLDER = "/var/cache/tandem"
@@ -39,6 +40,8 @@ def ray_env(spec: ClusterSpec, part: Part, role: Role) -> list[Manifest]:
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_s(spec, part, role)),
         **_auth_mode(spec),
         **pod_haproxy_env(),
+        # The ledger is there.
+        **(priorities_env(spec.priorities) if role == "head" else {}),
     }
     listed: list[Manifest] = [{"name": name, "value": value} for name, value in ours.items()]
     return _once([*listed, *pod_storage(spec).env])

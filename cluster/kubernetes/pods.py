@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.cluster_spec import ClusterSpec, NodeGroup
+from cluster.cluster_spec import ClusterSpec
 from cluster.kubernetes import affinity
 from cluster.kubernetes.names import Part, Role, pod_labels, service_account
 from cluster.kubernetes.pod_env import CACHE_FOLDER, ray_env, termination_grace_s
 from cluster.kubernetes.quantities import memory_quantity, resources
 from cluster.kubernetes.volumes import pod_storage
 from cluster.kubernetes.workloads import Manifest
+from cluster.node_groups import NodeGroup
 from runtime.core.errors import ConfigError
 
 CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}

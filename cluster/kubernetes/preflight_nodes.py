@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.cluster_spec import ClusterSpec, HeadGroup, NodeGroup
+from cluster.cluster_spec import ClusterSpec
 from cluster.kubernetes import affinity
 from cluster.kubernetes.findings import Finding, Level
 from cluster.kubernetes.names import CLUSTER_LABEL
@@ -15,6 +15,7 @@ from cluster.kubernetes.pods_seen import full_name, gpus_reserved, has_ended, no
 from cluster.kubernetes.quantities import cpu_quantity
 from cluster.kubernetes.volumes import pod_storage
 from cluster.kubernetes.workloads import Manifest
+from cluster.node_groups import HeadGroup, NodeGroup
 
 _GPU = "nvidia.com/gpu"
 _NAMED = 3

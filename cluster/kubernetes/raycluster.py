@@ -6,13 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.cluster_spec import RAYS_SHARE, ClusterSpec, GcsFaultTolerance, NodeGroup
+from cluster.cluster_spec import ClusterSpec, GcsFaultTolerance
 from cluster.kubernetes.names import Part, cluster_name, labels, token_secret
 from cluster.kubernetes.nodes_told import told_by_config_map
 from cluster.kubernetes.pods import CONTAINER_SECURITY, head_pod, worker_pod
 from cluster.kubernetes.quantities import resources
 from cluster.kubernetes.queueing import queue_annotations, queue_labels
 from cluster.kubernetes.workloads import Manifest
+from cluster.node_groups import RAYS_SHARE, NodeGroup
 
 RAY_API = "ray.io/v1"
 _GIB = 2**30

@@ -1,8 +1,4 @@
-"""The schemas of custom kinds, made strict: from a folder of CustomResourceDefinitions or from a cluster.
-
-Rules in CEL (``x-kubernetes-validations``) are not evaluated: those of KubeRay's kinds that do not compare
-with the object before are in ``cluster/kubernetes/lints``.
-"""
+"""The schemas of custom kinds, made strict: from a folder of CustomResourceDefinitions or from a cluster."""
 
 from __future__ import annotations
 

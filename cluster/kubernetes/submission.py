@@ -53,6 +53,11 @@ done
 exit 1
 """
 
+_EVICTIONS_DO_NOT_COUNT = {
+    # The run goes on meanwhile; the next pod follows it.
+    "rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]
+}
+
 
 def head_name(spec: ClusterSpec) -> str:
     """The Service of the serving cluster's head."""
@@ -80,6 +85,7 @@ def submission(spec: ClusterSpec, job: TrainJob, config_map: Manifest) -> list[M
     body = {
         # Each try goes on with the same run, from its last checkpoint.
         "backoffLimit": spec.training.backoff_limit,
+        "podFailurePolicy": _EVICTIONS_DO_NOT_COUNT,
         "ttlSecondsAfterFinished": spec.training.ttl_s,
         "template": {
             "metadata": {"labels": pod_labels(spec, part="training", role="submitter")},

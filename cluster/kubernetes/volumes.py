@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.cluster_spec import MOUNT, ClusterSpec, NfsVolume
+from cluster.cluster_spec import ClusterSpec
+from cluster.cluster_store import MOUNT, NfsVolume
 from cluster.kubernetes.names import labels
 from cluster.kubernetes.quantities import memory_quantity
 from cluster.kubernetes.workloads import Manifest

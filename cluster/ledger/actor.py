@@ -28,6 +28,7 @@ from cluster.ledger.picture import FILE
 from cluster.nodes import node_of
 from cluster.nodes_to_come import groups_to_come
 from cluster.placement import Request
+from cluster.priority import priorities_here
 from cluster.shares.holding import folder_of
 from cluster.shares.reading import NodeReading, read_node
 from runtime.core.log import get_logger
@@ -71,7 +72,7 @@ class Ledger:
         self._asked: dict[str, Any] = {}
         """What readers have not answered yet."""
         self._last: dict[str, NodeReading] = {}
-        self._core = Core(groups_to_come())
+        self._core = Core(groups_to_come(), priorities_here())
         # None: what a ledger before this one has asked for stands until it is told otherwise.
         self._bundles: list[dict[str, float]] | None = None
         self._lock = threading.Lock()

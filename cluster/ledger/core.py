@@ -13,6 +13,7 @@ from cluster.ledger.picture import draw
 from cluster.nodes_to_come import joined
 from cluster.placement import Free, Request
 from cluster.placement.request import ANY
+from cluster.priority import CLASSES
 from cluster.shares.holding import Holding
 from cluster.shares.reading import NodeReading
 from cluster.waiting import Admitted, Decision, Held, Refused, Waiting, admit
@@ -59,13 +60,15 @@ class Core:
 
     Args:
         groups: Of nodes, up to which the cluster may grow (``cluster.nodes_to_come``).
+        classes: Priority classes, the highest first.
     """
 
-    def __init__(self, groups: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(self, groups: Sequence[Mapping[str, Any]] = (), classes: Sequence[str] = CLASSES) -> None:
         self._inventory = Inventory()
         self._free_by_node: Mapping[str, Mapping[str, float]] = {}
         self._readings: list[NodeReading] = []
         self._groups: Sequence[Mapping[str, Any]] = groups
+        self._classes = classes
         self._waiting: dict[str, _Entry] = {}
         self._granted: dict[str, _Granted] = {}
         self._held: dict[str, Held] = {}
@@ -300,7 +303,7 @@ class Core:
         queue = [Waiting(entry.sizes[-1], entry.priority, entry.since_s) for entry in self._waiting.values()]
         self._held = {}
         largest = Free.of(joined(self._inventory, self._groups))
-        for decision in admit(free, queue, now_s, lasting=lasting, largest=largest):
+        for decision in self._decisions(free, queue, now_s, lasting, largest):
             name = decision.waiting.request.name
             if isinstance(decision, Held):
                 self._held[name] = decision
@@ -315,7 +318,7 @@ class Core:
                     # Asked for in the queue, as the least was: a place that is kept for another stays kept.
                     larger = Waiting(size, decision.waiting.priority, decision.waiting.since_s)
                     asked = [larger if one is decision.waiting else one for one in queue]
-                    found = _decision(larger, admit(free, asked, now_s, lasting=lasting, largest=largest))
+                    found = _decision(larger, self._decisions(free, asked, now_s, lasting, largest))
                     if isinstance(found, Admitted):
                         choice, placement = number, found.placement
                         break
@@ -324,6 +327,11 @@ class Core:
                 if choice < len(sizes) - 1:
                     return True
         return False
+
+    def _decisions(
+        self, free: Free, queue: Sequence[Waiting], now_s: float, lasting: Free, largest: Free
+    ) -> list[Decision]:
+        return admit(free, queue, now_s, lasting=lasting, largest=largest, classes=self._classes)
 
 
 def _decision(waiting: Waiting, decisions: Sequence[Decision]) -> Decision:

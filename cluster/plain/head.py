@@ -19,6 +19,7 @@ from cluster.plain.machine import machine_options
 from cluster.plain.only_one import refuse_a_second
 from cluster.plain.record import Record, this_machine, write_record
 from cluster.plain.state import PlainNode
+from cluster.priority import priorities_env
 from cluster.processes import port_is_free
 from cluster.ray_start import haproxy_dir, ray_command, ray_environment, ray_temp_dir
 from cluster.rest import has_joined
@@ -154,7 +155,11 @@ def _start(
     url, temp_dir, log = f"http://{ip}:{spec.dashboard_port}", ray_temp_dir(), home() / "logs" / "head.log"
     command = _ray_start(spec, cluster, ip, temp_dir)
     env = ray_environment(
-        store.uri, token_variables(token_file), node_haproxy_env(haproxy_dir(temp_dir)), _ENV
+        store.uri,
+        token_variables(token_file),
+        node_haproxy_env(haproxy_dir(temp_dir)),
+        priorities_env(cluster.priorities) if cluster else {},
+        _ENV,
     )
     watching = _monitoring(spec, cluster, temp_dir)
     if watching:

@@ -6,8 +6,9 @@ import os
 
 import psutil
 
-from cluster.cluster_spec import RAYS_SHARE, ClusterSpec, NodeGroup
+from cluster.cluster_spec import ClusterSpec
 from cluster.gpus import find
+from cluster.node_groups import RAYS_SHARE, NodeGroup
 from cluster.nvml import CardReading, read_cards
 from runtime.core.errors import ConfigError
 

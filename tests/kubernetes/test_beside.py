@@ -1,5 +1,5 @@
-"""An apply beside what is there: others' namespaces, apps that serve already, a cluster that holds the "
-"nodes."""
+"""An apply beside what is there: others' namespaces, apps that serve already, a cluster that holds the
+nodes."""
 
 from __future__ import annotations
 

@@ -40,6 +40,8 @@ SECRET = "hunter2"
         ({"endpoint": {"tls_secret": "x"}}, "knows no host, tls_secret or class_name"),
         ({"endpoint": {"source_ranges": ["10.0.0.0/8"]}}, "source_ranges are for a LoadBalancer"),
         ({"queueing": {"kind": "kueue"}}, "kind is 'kueue' and queue is None"),
+        ({"priorities": ["batch", "training"]}, "priorities: is batch, training, but an order names each"),
+        ({"priorities": ["urgent"]}, "priorities.0: is 'urgent'"),
         ({"serving": {"upgrade": "incremental"}}, "An incremental upgrade needs a GatewayClass"),
     ],
 )

@@ -85,6 +85,13 @@ def test_pitfall_4_requests_equal_limits_for_what_the_operator_derives_from_limi
     assert limits == {"cpu": "6500m", "memory": "28Gi", "nvidia.com/gpu": "1"}
 
 
+def test_the_head_knows_the_order_of_the_priority_classes():
+    manifest = raycluster(spec(priorities=["serving", "interactive", "training", "batch"]))
+    assert env(head(manifest))["TANDEM_PRIORITIES"] == "serving,interactive,training,batch"
+    # Only the ledger reads it: workers need not start anew for another order.
+    assert "TANDEM_PRIORITIES" not in env(workers(manifest))
+
+
 def test_rays_autoscaler_reads_from_a_group_what_placement_promises_of_its_nodes():
     """Of a group without a node Ray knows only what its own autoscaler reads here."""
     given = spec(node_groups=GPU_NODES)

@@ -18,6 +18,10 @@ def test_a_job_goes_into_the_rayservices_cluster_and_brings_no_pods_with_gpus():
     assert "RayCluster" not in kinds
     submitter = only(manifests, "Job")
     assert submitter["spec"]["backoffLimit"] == 4
+    # A pod that is evicted is no try: the run goes on without it.
+    (rule,) = submitter["spec"]["podFailurePolicy"]["rules"]
+    assert rule == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    assert submitter["spec"]["template"]["spec"]["restartPolicy"] == "Never"
     pod = submitter["spec"]["template"]["spec"]
     assert "nvidia.com/gpu" not in str(pod["containers"][0]["resources"])
     assert pod["automountServiceAccountToken"] is False

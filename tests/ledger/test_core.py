@@ -296,6 +296,17 @@ def test_the_queue_is_by_class_then_age_and_everybody_is_told_the_position():
     assert "'i', 's', 't'" in w.picture()["waiting"][3]["reason"]
 
 
+def test_a_cluster_may_have_another_order_of_the_classes():
+    w = World(1)
+    w.core = Core(classes=("training", "batch", "serving", "interactive"))
+    w.look()
+    w.ask(wants("first"))
+    for name, priority in (("i", "interactive"), ("b", "batch"), ("s", "serving"), ("t", "training")):
+        w.ask(wants(name), priority=priority)
+    w.look()
+    assert w.waiting() == ["t", "b", "s", "i"]
+
+
 def test_one_who_waits_long_enough_goes_first_whatever_its_class():
     w = world(1)
     w.ask(wants("first"))

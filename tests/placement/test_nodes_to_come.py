@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from cluster.cluster_spec import NodeGroup
 from cluster.inventory import Card, Inventory, Node
+from cluster.node_groups import NodeGroup
 from cluster.nodes_to_come import at_its_largest, joined, nodes_to_come_env
 from cluster.placement import Free, Request
 from cluster.waiting import NOT_PASSED_AFTER_S, Admitted, Held, Refused, Waiting, admit

@@ -223,6 +223,7 @@ def test_a_cluster_spec_is_simulated_with_its_groups_at_their_largest(tmp_path: 
         """
         name: lab
         store: {uri: gs://team/tandem}
+        priorities: [batch, training, serving, interactive]
         node_groups:
           - {name: a100, accelerator_type: NVIDIA-A100-SXM4-80GB, gpus: 8, cpus: 90, memory: 900GiB, max: 2}
           - {name: l4, accelerator_type: NVIDIA-L4, gpus: 1, cpus: 7, memory: 28GiB, count: 3}
@@ -230,16 +231,24 @@ def test_a_cluster_spec_is_simulated_with_its_groups_at_their_largest(tmp_path: 
     )
     workload.write_text(
         json.dumps(
-            {"requests": [job("big", 12, accelerator_type="A100"), job("four", 4, accelerator_type="L4")]}
+            {
+                "requests": [
+                    job("big", 12, accelerator_type="A100"),
+                    job("four", 4, accelerator_type="L4"),
+                    job("second", 3, accelerator_type="L4"),
+                    job("first", 3, accelerator_type="L4", priority="batch"),
+                ]
+            }
         )
     )
     done = tandem(str(spec), str(workload), "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["nodes"], told["cards"]) == (5, 19)
-    big, four = told["requests"]
+    big, four, second, first = told["requests"]
     assert (big["status"], big["node_ids"]) == ("ended", ["a100-0", "a100-1"])
     assert four["status"] == "refused" and "3" in four["reason"]
+    assert first["waited_s"] == 0 < second["waited_s"]
 
 
 def test_a_thousand_requests_on_ten_thousand_cards_take_seconds():
