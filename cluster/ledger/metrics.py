@@ -74,7 +74,8 @@ class LedgerMetrics:
         self._told: dict[str, set[tuple[str, ...]]] = {name: set() for name in METRICS}
 
     def tell(self, picture: Mapping[str, Any], readings: Iterable[NodeReading]) -> None:
-        """Set all, and what is gone to 0: Ray goes on telling a series for as long as the process lives."""
+        """Set all, again and again: Ray drops a series that nobody has set for 20 s or so. What is gone is 0
+        once, so that it is seen to end."""
         for name, values in series(picture, readings).items():
             for labels in self._told[name] | values.keys():
                 tags = dict(zip(METRICS[name][0], labels, strict=True))

@@ -165,7 +165,9 @@ def test_an_alert_is_raised_when_a_replica_is_killed_and_goes_when_another_answe
     said = watched.asked.firing(application=APP)
     assert said["TandemReplicaDown"]["summary"] == f"A replica of {APP} is down and has not been replaced"
     assert "tandem gpus" in said["TandemReplicaDown"]["description"]
+    # Ray has dropped the series of the dead one long before.
     wait_for(lambda: not watched.asked.firing(application=APP), "another one answers", 180)
+    assert watched.replica() not in (None, pid)
 
 
 def test_the_dashboard_lists_the_same_targets_as_rays_file(

@@ -19,6 +19,7 @@ SHARE = 'ray_io_cluster="c",node_id="n1",card="0",holder="lesson-1"'
 STATUS = f"ray_serve_application_status{{{APP}}}"
 KV_CACHE, OVER = f"ray_vllm_kv_cache_usage_perc{{{MODEL}}}", f"ray_tandem_share_over_bytes{{{SHARE}}}"
 HEALTHY = f"ray_serve_deployment_replica_healthy{{{APP},replica="
+WANTED = f"ray_serve_autoscaling_target_replicas{{{APP}}}"
 STEP = f"ray_tandem_train_step{{{RUN}}}"
 SAVED = f"ray_tandem_train_checkpoint_timestamp_seconds{{{RUN}}}"
 WAITING, AT_THE_DOOR = (
@@ -30,14 +31,35 @@ DISK = 'ray_tandem_cache_disk_bytes{ray_io_cluster="c",node_id="n1"}'
 
 CASES: dict[str, tuple[dict[str, str], str, set[str]]] = {
     # Series, a value a minute ("0x9": 0 and nine more; "0+2x9": two more each); when to look; what is raised.
+    # A replica that died is 0 once, and gone 20 s later: Ray drops what nobody sets again.
     "one of two replicas is down for long": (
-        {f'{HEALTHY}"r1"}}': "1x60", f'{HEALTHY}"r2"}}': "1 0x59"}, "10m", {"TandemReplicaDown"}
+        {WANTED: "2x60", f'{HEALTHY}"r1"}}': "1x60", f'{HEALTHY}"r2"}}': "1x10 0 stale"}, "17m",
+        {"TandemReplicaDown"},
     ),
     "a replica was down for a moment": (
-        {f'{HEALTHY}"r1"}}': "1x60", f'{HEALTHY}"r2"}}': "1 0x3 1x50"}, "7m", set()
+        {WANTED: "2x60", f'{HEALTHY}"r1"}}': "1x60", f'{HEALTHY}"r2"}}': "1x10 0 stale",
+         f'{HEALTHY}"r3"}}': "_x13 1x40"}, "30m", set(),
     ),
-    "the only replica is down": ({f'{HEALTHY}"r1"}}': "1 0x59"}, "4m", {"TandemAppDown"}),
-    "and is still": ({f'{HEALTHY}"r1"}}': "1 0x59"}, "8m", {"TandemAppDown", "TandemReplicaDown"}),
+    "the only replica is down": (
+        {WANTED: "1x60", f'{HEALTHY}"r1"}}': "1x10 0 stale"}, "15m", {"TandemAppDown"}
+    ),
+    "and is still": (
+        {WANTED: "1x60", f'{HEALTHY}"r1"}}': "1x10 0 stale"}, "59m", {"TandemAppDown", "TandemReplicaDown"}
+    ),
+    "the first replica loads for half an hour": ({WANTED: "1x60"}, "40m", set()),
+    "an app sleeps": ({WANTED: "1x10 0x60", f'{HEALTHY}"r1"}}': "1x10 0 stale"}, "60m", set()),
+    "it wakes": (
+        {WANTED: "1x10 0x20 1x30", f'{HEALTHY}"r1"}}': "1x10 0 stale"}, "38m", set()
+    ),
+    "there are fewer, as was wanted": (
+        {WANTED: "3x20 1x60", f'{HEALTHY}"r1"}}': "1x60", f'{HEALTHY}"r2"}}': "1x20 0 stale"}, "50m", set()
+    ),
+    "more are wanted than ever were there": (
+        {WANTED: "1x20 3x60", f'{HEALTHY}"r1"}}': "1x60"}, "50m", set()
+    ),
+    "the app has ended": (
+        {WANTED: "1x10 stale", f'{HEALTHY}"r1"}}': "1x10 0 stale"}, "40m", set()
+    ),
     "an app could not be deployed": (
         {STATUS: "5x3 1x50"}, "6m", {"TandemDeployFailed"}
     ),
@@ -46,6 +68,11 @@ CASES: dict[str, tuple[dict[str, str], str, set[str]]] = {
         {WAITING: "0+1x30", AT_THE_DOOR: "0+1x30"}, "18m", {"TandemQueueGrowing"}
     ),
     "the queue is full and stays so": ({WAITING: "30x40"}, "16m", {"TandemQueueGrowing"}),
+    "it is full, more or less": (
+        {WAITING: " ".join(str(60 + 9 * (-1) ** minute + minute % 7) for minute in range(60))}, "50m",
+        {"TandemQueueGrowing"},
+    ),
+    "it was long for a moment": ({WAITING: "0x20 50 50 0x30"}, "25m", set()),
     "the queue was long and shrinks": ({WAITING: "100-3x30"}, "20m", set()),
     "a short queue": ({WAITING: "0 1 2 3 4 5 6 7 8x30"}, "30m", set()),
     "the KV cache is full": ({KV_CACHE: "0.99x30"}, "6m", {"TandemKvCacheFull"}),
@@ -63,7 +90,7 @@ CASES: dict[str, tuple[dict[str, str], str, set[str]]] = {
     ),
     "the steps stand still": ({STEP: "0+1x10 10x60", SAVED: "0+60x80"}, "48m", {"TandemTrainingStalled"}),
     "the run has only begun": ({STEP: "0x20", SAVED: "0x20"}, "20m", set()),
-    "the run has ended": ({STEP: "0+1x10 _x60", SAVED: "0+60x10 _x60"}, "50m", set()),
+    "the run has ended": ({STEP: "0+1x10 stale", SAVED: "0+60x10 stale"}, "50m", set()),
     "the cache's disk is full": ({FREE: "4x30", DISK: "100x30"}, "6m", {"TandemCacheDiskFull"}),
     "the cache's disk has room": ({FREE: "6x30", DISK: "100x30"}, "20m", set()),
     "a node has left, and the ledger says 0 of its disk": ({FREE: "50 0x30", DISK: "100 0x30"}, "20m", set()),

@@ -10,7 +10,6 @@ from typing import Any
 from ray.util.metrics import Gauge
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from cluster.monitoring.store_metrics import StoreMetrics
 from storage.metrics_log import MetricsLog
 from train_jobs.engine.faults import NanLoss
 from train_jobs.engine.throughput import Meter
@@ -50,18 +49,6 @@ class NanCallback(TrainerCallback):
                 )
 
 
-class StoreCallback(TrainerCallback):
-    """Tells Prometheus what this rank has moved between stores. Given to every rank."""
-
-    def __init__(self) -> None:
-        self._metrics = StoreMetrics()
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._metrics.tell()
-
-
 class MetricsCallback(TrainerCallback):
     """Adds every logged step to ``metrics.jsonl``. Given to rank 0 alone.
 
@@ -95,6 +82,14 @@ class MetricsCallback(TrainerCallback):
         }
         for gauge in self._gauges.values():
             gauge.set_default_tags({"run": run_id})
+        self._told: dict[str, float] = {}
+
+    def tell(self) -> None:
+        """Tell Prometheus what was logged last. From any thread."""
+        for name, value in dict(self._told).items():
+            self._gauges[name].set(value)
+        if self._began_at:
+            self._gauges[_CHECKPOINT_AT].set(max(self._began_at, self._committed_at()))
 
     def on_train_begin(
         self,
@@ -106,7 +101,7 @@ class MetricsCallback(TrainerCallback):
     ) -> None:
         self._began_s, self._first_step = time.monotonic(), state.global_step
         self._began_at = time.time()
-        self._gauges[_CHECKPOINT_AT].set(self._began_at)
+        self.tell()
         self._metrics.forget_after(state.global_step)
         self._meter.watch(model)
 
@@ -152,10 +147,8 @@ class MetricsCallback(TrainerCallback):
             line["checkpoint_stall_s"] = round(self._take_stall_s(), 4)
         line |= {"time_s": round(elapsed_s, 3), "remaining_s": round(remaining_s, 1), "at": time.time()}
         self._metrics.append(line)
-        for name, gauge in self._gauges.items():
-            if isinstance(value := line.get(name), int | float):
-                gauge.set(value)
-        self._gauges[_CHECKPOINT_AT].set(max(self._began_at, self._committed_at()))
+        self._told |= {name: value for name in _EXPORTED if isinstance(value := line.get(name), int | float)}
+        self.tell()
 
 
 def _finite(value: Any) -> bool:

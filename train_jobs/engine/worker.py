@@ -19,6 +19,7 @@ import torch.distributed as dist
 from llamafactory.train.tuner import run_exp
 from transformers import TrainerCallback
 
+from cluster.monitoring.store_metrics import StoreMetrics
 from runtime.core.config import load_spec
 from runtime.core.errors import StorageError
 from runtime.core.log import get_logger
@@ -28,7 +29,7 @@ from storage.models import ModelVersion
 from storage.runs import RunFolder, run_at
 from storage.store import Store, open_store
 from train_jobs.elastic import accumulation_for
-from train_jobs.engine.callbacks import MetricsCallback, NanCallback, StoreCallback
+from train_jobs.engine.callbacks import MetricsCallback, NanCallback
 from train_jobs.engine.checkpoints import CheckpointCallback
 from train_jobs.engine.faults import NanLoss, classified
 from train_jobs.engine.handing_in import hand_in
@@ -37,6 +38,7 @@ from train_jobs.engine.orders import Left, Orders, listen_for_sigterm
 from train_jobs.engine.resuming import Resuming
 from train_jobs.engine.saving import mend_saving
 from train_jobs.engine.share import share
+from train_jobs.engine.telling import telling
 from train_jobs.engine.tensorboard import tensorboard_files
 from train_jobs.engine.universal import mend_engines
 from train_jobs.plan import TrainPlan
@@ -117,19 +119,19 @@ def train(plan: TrainPlan, attempt: Attempt, *, node: str) -> dict[str, Any]:
         metrics = stack.enter_context(closing(run.metrics_log())) if rank == 0 else None
         resuming = Resuming(plan, run, scratch.parent, orders, stack, node)
         checkpoints = CheckpointCallback(plan, run, scratch / "leaving", orders, metrics, resuming.bring)
-        callbacks: list[TrainerCallback] = [NanCallback(), checkpoints, StoreCallback()]
+        callbacks: list[TrainerCallback] = [NanCallback(), checkpoints]
+        stack.enter_context(telling(StoreMetrics().tell))
         if metrics:
-            first_step = _FirstStep(run, attempt)
-            callbacks.append(
-                MetricsCallback(
-                    metrics,
-                    run.run_id,
-                    world_size=world_size,
-                    take_stall_s=checkpoints.take_stall_s,
-                    committed_at=checkpoints.committed_at,
-                    on_first_step=first_step,
-                )
+            logged = MetricsCallback(
+                metrics,
+                run.run_id,
+                world_size=world_size,
+                take_stall_s=checkpoints.take_stall_s,
+                committed_at=checkpoints.committed_at,
+                on_first_step=_FirstStep(run, attempt),
             )
+            callbacks.append(logged)
+            stack.enter_context(telling(logged.tell))
         arguments = _arguments(plan, store, scratch, stack, resuming)
         if rank == 0:
             stack.enter_context(tensorboard_files(plan, run, scratch, attempt.number))
