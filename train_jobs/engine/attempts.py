@@ -26,6 +26,9 @@ _POLL_S = 1.0
 _SETTLE_S = 5.0
 """How long an elastic run waits for more room than it found, before it begins: nodes and workers come and go
 one after another."""
+_RESIZED_S = 20.0
+"""The same, where it left for more room that is there: its own workers give theirs back one after another,
+and the ledger, which looks once a second, hears of all that later than Ray."""
 _PINNED_START_S = 30.0
 """How long an elastic run, and one whose nodes the ledger has named, waits for its workers before it counts
 the room again. A node that died may count for half a minute."""
@@ -50,6 +53,7 @@ class Attempts:
         # A run that goes on after a loss is as old as it was.
         self._asked_at = time.time()
         self._had_room = False
+        self._settle_s = _SETTLE_S
 
     def until_end(self) -> Failure | dict[str, Any]:
         """Take the run up until it has succeeded, was stopped by a person, or cannot go on.
@@ -61,9 +65,12 @@ class Attempts:
             ended = self._once()
             if not (isinstance(ended, Failure) and ended.no_room):
                 self._waiting_since_s = None
+            self._settle_s = _SETTLE_S
             if isinstance(ended, dict):
                 if ended["ended"] in ("succeeded", "stopped"):
                     return ended
+                if ended["ended"] == "resized":
+                    self._settle_s = _RESIZED_S
                 self._tell(
                     f"{ended['reason']}: a checkpoint of step {ended['step']} is kept; going on from it"
                 )
@@ -97,13 +104,17 @@ class Attempts:
             return {"ended": "stopped", "reason": asked.reason, "step": self._step()}
         self._folder.withdraw_leave()
         self._waiting_since_s = self._waiting_since_s or time.monotonic()
-        possible = worker_counts(self._plan)
-        asked_for = admission.sizes(self._plan, self._workers(), possible)
-        with closing(Place(asked_for, priority=self._plan.priority, since_s=self._asked_at)) as place:
-            room_ = self._wait_for(place)
-            if isinstance(room_, Failure):
-                return room_
-            return self._attempt(asked_for[room_.choice].workers_per_group, room_)
+        possible, settled_s = worker_counts(self._plan), time.monotonic() + self._settle_s
+        while True:
+            asked_for = admission.sizes(self._plan, self._workers(settled_s), possible)
+            with closing(Place(asked_for, priority=self._plan.priority, since_s=self._asked_at)) as place:
+                room_ = self._wait_for(place)
+                if isinstance(room_, Failure):
+                    return room_
+                if room_.choice == 0 or time.monotonic() > settled_s:
+                    return self._attempt(asked_for[room_.choice].workers_per_group, room_)
+            # Less than Ray says is free: the ledger has not seen it yet, or somebody else is to have it.
+            time.sleep(_POLL_S)
 
     def _wait_for(self, place: Place) -> Room | Failure:
         """The room that the ledger gives, or why there is none."""
@@ -223,15 +234,17 @@ class Attempts:
             ),
         )
 
-    def _workers(self) -> int:
+    def _workers(self, settled_s: float) -> int:
         """How many workers this attempt has: as many as there is room for, but not less than the least.
 
         Ray Train then waits for room, and an autoscaler sees what is wanted.
+
+        Args:
+            settled_s: Until when more room is waited for, on the monotonic clock.
         """
         sizes = worker_counts(self._plan)
         if len(sizes) == 1:
             return sizes[0]
-        settled_s = time.monotonic() + _SETTLE_S
         while True:
             possible = [size for size in sizes if size <= room.fitting(self._plan)]
             if (possible and possible[-1] == sizes[-1]) or time.monotonic() > settled_s:
