@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,14 +21,23 @@ _HERE: ContextVar[Mapping[str, str] | None] = ContextVar("ray_token_variables", 
 
 
 def make_token(file: Path) -> None:
-    """Write a new token, which only this user may read; a file that is there keeps its own."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Write a new token, which only this user may read; a file that is there keeps its own.
+
+    Raises:
+        ConfigError: it cannot be made there; or it is there, and cannot be used (:func:`read_token`).
+    """
     try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The mode from the first moment on: a file made readable and closed later may have been read.
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         read_token(file, field="--token-file")
         return
+    except OSError as error:
+        raise ConfigError(
+            f"--token-file is {file}, which cannot be made ({error.strerror}). Name a file in a folder of "
+            "this account."
+        ) from None
     with os.fdopen(handle, "w") as out:
         out.write(secrets.token_urlsafe(_TOKEN_BYTES))
 
@@ -35,19 +46,35 @@ def read_token(file: Path, *, field: str) -> str:
     """The token in ``file``.
 
     Raises:
-        ConfigError: it cannot be read, or is empty.
+        ConfigError: it cannot be read, is empty, belongs to somebody else, or others may read or write it.
     """
     try:
+        _check_private(file, field)
         token = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise ConfigError(
-            f"{field} is {file}, which cannot be read ({reason}). Copy the file that `tandem up --head` "
-            "named from the head, by scp or so, with mode 600."
+            f"{field} is {file}, which cannot be read ({reason}). Name the file that `tandem up --head` "
+            "named, or a copy of it (scp), with mode 600."
         ) from None
     if not token:
         raise ConfigError(f"{field} is {file}, which is empty. Copy the head's file once more.")
     return token
+
+
+def _check_private(file: Path, field: str) -> None:
+    """As ssh does with a key: who has the token runs any code on the cluster."""
+    found, we = file.stat(), os.geteuid()
+    if we not in (found.st_uid, 0):
+        raise ConfigError(
+            f"{field} is {file}, which belongs to another user (uid {found.st_uid}, we are {we}). Make a "
+            "copy of your own, with mode 600."
+        )
+    if found.st_mode & 0o077:
+        raise ConfigError(
+            f"{field} is {file}, which others may read or write (mode {stat.S_IMODE(found.st_mode):03o}), "
+            f"and who has the token runs any code on the cluster. Run: chmod 600 {shlex.quote(str(file))}"
+        )
 
 
 def token_variables(file: Path | None) -> dict[str, str]:

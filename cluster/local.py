@@ -188,7 +188,7 @@ def _start(spec: LocalClusterSpec) -> LocalCluster:
             supervisor, lambda: has_joined(url), where=url, timeout_s=spec.start_timeout_s, log=log
         )
         if watching:
-            wait_until_ready(watching.url, log)
+            wait_until_ready(watching, supervised.supervisor_file(), log)
         pid, create_time = supervised.supervisor_id()
         cluster = LocalCluster(
             pid=pid,

@@ -56,10 +56,14 @@ def call(method: str, dashboard_url: str, path: str, *, body: Any = None) -> Any
     try:
         return reply.json() if reply.content else None
     except ValueError:
-        raise ClusterError(
-            f"{dashboard_url} answers, but not as Ray's dashboard does. Check the address: the dashboard's "
-            "port is 8265 unless it was started with another."
-        ) from None
+        raise _another_server(dashboard_url) from None
+
+
+def _another_server(dashboard_url: str) -> ClusterError:
+    return ClusterError(
+        f"{dashboard_url} answers, but not as Ray's dashboard does. Check the address: the dashboard's "
+        "port is 8265 unless it was started with another (--dashboard-port)."
+    )
 
 
 def checked_url(address: str) -> str:
@@ -111,13 +115,23 @@ def head_ip(dashboard_url: str) -> str:
 
 
 def ray_version(dashboard_url: str) -> str:
-    """The version of Ray that the cluster runs."""
-    return str(call("GET", dashboard_url, "/api/version")["ray_version"])
+    """The version of Ray that the cluster runs.
+
+    Raises:
+        ClusterError: as :func:`call` does, and where something else than Ray's dashboard answers.
+    """
+    reply = call("GET", dashboard_url, "/api/version")
+    if not isinstance(reply, dict) or "ray_version" not in reply:
+        raise _another_server(dashboard_url)
+    return str(reply["ray_version"])
 
 
 def _living_nodes(dashboard_url: str) -> list[dict[str, Any]]:
     reply = call("GET", dashboard_url, "/api/v0/nodes?detail=1&limit=10000")
-    return [node for node in reply["data"]["result"]["result"] if node["state"] == "ALIVE"]
+    try:
+        return [node for node in reply["data"]["result"]["result"] if node["state"] == "ALIVE"]
+    except (KeyError, TypeError):
+        raise _another_server(dashboard_url) from None
 
 
 def is_remote(url: str) -> bool:

@@ -68,6 +68,15 @@ def supervisor_id() -> tuple[int, float]:
     return state["pid"], state["create_time"]
 
 
+def companion_lives(state_file: Path) -> bool:
+    """Whether the program beside Ray still runs, by what their supervisor wrote."""
+    try:
+        state = json.loads(state_file.read_text())
+    except FileNotFoundError:
+        return False
+    return is_alive(state["companion_pid"], state["companion_create_time"])
+
+
 def give_up(process: subprocess.Popen[bytes]) -> None:
     """End a Ray that did not come up: a cluster that nobody knows of must not stay."""
     process.terminate()

@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     # This process has one thread, so running code between fork and exec is safe.
     head = subprocess.Popen(command, preexec_fn=die_with_parent)  # noqa: PLW1509
     companion = subprocess.Popen(beside, preexec_fn=die_with_parent) if beside else None  # noqa: PLW1509
-    write_json(state_file, _state(head.pid))
+    write_json(state_file, _state(head.pid, companion.pid if companion else None))
     code = _wait_and_reap(head.pid)
     _end_everything(head.pid, companion.pid if companion else None)
     state_file.unlink(missing_ok=True)
@@ -69,14 +69,19 @@ def _read(arguments: list[str]) -> tuple[Path, list[str], list[str]]:
     return Path(arguments[0]), words[:split], words[split + 1 :]
 
 
-def _state(head_pid: int) -> dict[str, float]:
-    """Who we are and who Ray's head is: should we be killed, `tandem down` waits for the head's end."""
+def _state(head_pid: int, companion_pid: int | None) -> dict[str, float]:
+    """Who we are and who Ray's head is: should we be killed, `tandem down` waits for the head's end.
+
+    Who its companion is, too: who started it may ask whether it still lives.
+    """
     me, head = psutil.Process(), psutil.Process(head_pid)
+    beside = psutil.Process(companion_pid) if companion_pid else None
     return {
         "pid": me.pid,
         "create_time": me.create_time(),
         "head_pid": head.pid,
         "head_create_time": head.create_time(),
+        **({"companion_pid": beside.pid, "companion_create_time": beside.create_time()} if beside else {}),
     }
 
 

@@ -30,8 +30,10 @@ from runtime.cli_storage import storage
 from runtime.cli_sweep import sweep
 from runtime.cli_up import down, up
 from runtime.core.errors import TandemError
-from runtime.core.log import configure
+from runtime.core.log import configure, get_logger
+from runtime.path_errors import path_in_words
 
+_log = get_logger(__name__)
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -44,6 +46,13 @@ class _Group(click.Group):
         except TandemError as error:
             click.secho(f"Error: {error}", fg="red", err=True)
             sys.exit(error.exit_code)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            # A folder that an option or a variable names: anybody's to mend, wherever it was met.
+            click.secho(f"Error: {path_in_words(error)}", fg="red", err=True)
+            _log.debug("where it happened", exc_info=True)
+            sys.exit(1)
         except KeyboardInterrupt:
             click.echo(
                 "\nInterrupted. What runs on the cluster goes on; `tandem down` ends all of it.", err=True

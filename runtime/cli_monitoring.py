@@ -27,13 +27,17 @@ def monitoring() -> None:
 @click.option(
     "--discovery",
     metavar="WHERE",
-    help="Ray's temp folder on the head, or the dashboard's URL. Default: the local cluster's.",
+    help="Ray's temp folder on the head, or the dashboard's URL. Default: of the cluster that runs here.",
 )
 @click.option(
     "--cluster", default="local", show_default=True, help="The label ray_io_cluster of every series."
 )
 @click.option("--haproxy", multiple=True, metavar="HOST:PORT", help="HAProxy's own metrics. May be repeated.")
-@click.option("--token-file", help="File with Ray's token, where the dashboard asks for one.")
+@click.option(
+    "--token-file",
+    help="File with Ray's token, where the dashboard asks for one; Prometheus' account must be able to read "
+    "it. Default: that of the plain cluster that runs here.",
+)
 @_out_option
 def config(
     discovery: str | None, cluster: str, haproxy: tuple[str, ...], token_file: str | None, out: Path | None
@@ -41,8 +45,12 @@ def config(
     """prometheus.yml, which reads the alert rules from rules.yml beside it."""
     from cluster.monitoring.prometheus import prometheus_config, to_text
 
+    if discovery is None:
+        discovery, own_token_file = _found_here()
+        token_file = token_file or own_token_file
+    _warn_where_nothing_is_listed(discovery)
     made = prometheus_config(
-        discovery=discovery or _local_discovery(),
+        discovery=discovery,
         cluster=cluster,
         rule_files=["rules.yml"],
         haproxy=haproxy,
@@ -72,17 +80,36 @@ def dashboards(out: Path | None) -> None:
     _give({f"{name}.json": to_text(one) for name, one in found.items()} if out else {"": to_text(found)}, out)
 
 
-def _local_discovery() -> str:
+def _found_here() -> tuple[str, str | None]:
+    """Where the cluster of this machine lists its nodes, and the file with its token.
+
+    A node of a plain cluster gives the dashboard's address, which serves any machine and any account.
+    """
     from cluster import local
+    from cluster.plain import state
     from runtime.core.errors import ConfigError
 
-    running = local.current()
-    if running is None:
-        raise ConfigError(
-            "--discovery is missing, and no local cluster runs. Give Ray's temp folder on the head "
-            "(/tmp/ray), or the dashboard's URL, http://head:8265."
+    if running := local.current():
+        return running.temp_dir, None
+    if node := state.current():
+        return node.dashboard_url, node.token_file
+    raise ConfigError(
+        "--discovery is missing, and no cluster runs on this machine. Give the dashboard's URL, "
+        "http://head:8265, or Ray's temp folder on the head."
+    )
+
+
+def _warn_where_nothing_is_listed(discovery: str) -> None:
+    from cluster.monitoring.prometheus import DISCOVERY_FILE
+
+    file = Path(discovery) / DISCOVERY_FILE
+    if discovery.startswith("/") and not file.exists():
+        click.echo(
+            f"Note: {file} does not exist, or this account may not look. Ray's head writes it into its temp "
+            "folder, which `tandem up --head` has at ~/.tandem/ray or /tmp/tandem-UID-*. Its dashboard's URL "
+            "lists the same.",
+            err=True,
         )
-    return running.temp_dir
 
 
 def _give(files: Mapping[str, str], out: Path | None) -> None:

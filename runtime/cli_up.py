@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -20,12 +23,18 @@ if TYPE_CHECKING:
 @click.option("--num-cpus", type=int, help="CPUs that Ray may hand out. Default: all, at least 2.")
 @click.option("--num-gpus", type=int, help="GPUs that Ray may hand out. Default: all.")
 @click.option(
-    "--dashboard-port", type=int, help="Dashboard, job and Serve API. Default 8265; 0: any free one."
+    "--dashboard-port",
+    type=int,
+    help="Dashboard, job and Serve API; with --join: the head's. Default 8265; of the local cluster 0: any "
+    "free one.",
 )
-@click.option("--http-port", type=int, help="Serving endpoint. Default 8000; 0: any free one.")
+@click.option(
+    "--http-port", type=int, help="Serving endpoint. Default 8000; of the local cluster 0: any free one."
+)
 @click.option("--http-host", help="With --head: where the endpoint listens. Default 0.0.0.0.")
 @click.option("--port", type=int, help="With --head: Ray's own port. Default 6379.")
-@click.option("--node-ip-address", metavar="IP", help="This machine's address, as the others reach it.")
+@click.option("--metrics-port", type=int, help="With --head or --join: this machine's metrics. Default 8080.")
+@click.option("--node-ip-address", metavar="IP", help="This machine's IPv4 address, as the others reach it.")
 @click.option("--group", metavar="NAME", help="This machine's node group in the cluster spec.")
 @click.option(
     "--token-file",
@@ -39,7 +48,11 @@ if TYPE_CHECKING:
     default=None,
     help="Prometheus beside it, with Tandem's alert rules; must be installed.",
 )
-@click.option("--prometheus-port", type=int, help="Of that Prometheus, on 127.0.0.1. Default 9090.")
+@click.option(
+    "--prometheus-port",
+    type=int,
+    help="Of that Prometheus, on 127.0.0.1. Default 9090; of the local cluster 0: any free one.",
+)
 @store_option
 @json_option
 def up(cluster: Path | None, head: bool, join: str | None, as_json: bool, **options: Any) -> None:
@@ -101,30 +114,40 @@ def _up_local(given: dict[str, Any], as_json: bool) -> None:
 
 def _up_head(cluster: Path | None, given: dict[str, Any], as_json: bool) -> None:
     from cluster.cluster_spec import ClusterSpec
+    from cluster.plain import state
     from cluster.plain.head import HeadSpec, up_head
     from runtime.core.config import load_spec
 
+    _refuse_any_free_port(given)
     spec = load_spec(HeadSpec, _only(HeadSpec.model_fields, given))
+    ran = state.current()
     node = up_head(spec, load_spec(ClusterSpec, cluster) if cluster else None)
+    if node == ran:
+        _echo_in_vain([*(["CLUSTER"] if cluster else []), *_options(given.keys() - {"store"})])
     if as_json:
         click.echo(node.to_json())
         return
-    token = f" --token-file {node.token_file}" if node.token_file else ""
     click.echo(
         f"Head       {node.address}\nDashboard  {node.dashboard_url}\nEndpoint   {node.http_url}/v1\n"
         f"Store      {node.store}"
     )
     _echo_prometheus(node.prometheus_url)
     _echo_token(node)
-    click.echo(f"Join       tandem up --join {node.address}{token}\nEnd it     tandem down")
+    click.echo(f"Join       {shlex.join(_join_command(node))}\nEnd it     tandem down")
 
 
 def _join(address: str, given: dict[str, Any], as_json: bool) -> None:
+    from cluster.plain import state
     from cluster.plain.join import JoinSpec, join
     from runtime.core.config import load_spec
 
+    _refuse_any_free_port(given)
     fields = {"address": address, **_only(JoinSpec.model_fields, given)}
+    ran = state.current()
     node = join(load_spec(JoinSpec, fields))
+    if node == ran:
+        # The line that the head printed may be given twice: it says where the head is, no wish.
+        _echo_in_vain(_options(given.keys() - {"store", "dashboard_port", "token_file"}))
     if as_json:
         click.echo(node.to_json())
         return
@@ -132,6 +155,38 @@ def _join(address: str, given: dict[str, Any], as_json: bool) -> None:
     click.echo(f"Store      {node.store}")
     _echo_token(node)
     click.echo("Leave it   tandem down")
+
+
+def _join_command(node: PlainNode) -> list[str]:
+    """What each other machine is told, as a shell takes it."""
+    port = urlsplit(node.dashboard_url).port
+    return [
+        *("tandem", "up", "--join", node.address),
+        *([] if port == 8265 else ["--dashboard-port", str(port)]),
+        *(["--token-file", node.token_file] if node.token_file else []),
+    ]
+
+
+def _echo_in_vain(words: list[str]) -> None:
+    if words:
+        click.echo(
+            f"This machine is a node already: {', '.join(words)} change nothing. First: tandem down", err=True
+        )
+
+
+def _refuse_any_free_port(given: dict[str, Any]) -> None:
+    """A plain cluster's ports are told to other machines and their firewalls: nobody finds a free one."""
+    zero = _options(name for name, value in given.items() if name.endswith("port") and value == 0)
+    if zero:
+        raise click.UsageError(
+            f"{', '.join(zero)}: 0 takes any free port, which only the local cluster does: several machines "
+            "must know the ports. Give a number, or leave it out for the default."
+        )
+
+
+def _options(names: Iterable[str]) -> list[str]:
+    """As the user wrote them."""
+    return sorted(f"--{name.replace('_', '-')}" for name in names)
 
 
 def _echo_prometheus(url: str | None) -> None:
@@ -142,12 +197,13 @@ def _echo_prometheus(url: str | None) -> None:
 def _echo_token(node: PlainNode) -> None:
     """Where the token is, never what it is."""
     if node.token_file:
-        click.echo(f"Token      export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={node.token_file}")
+        file = shlex.quote(node.token_file)
+        click.echo(f"Token      export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={file}")
 
 
 def _only(fields: Any, given: dict[str, Any]) -> dict[str, Any]:
     """The options, where all of them are for this way of starting."""
-    foreign = [f"--{name.replace('_', '-')}" for name in given if name not in fields]
+    foreign = _options(name for name in given if name not in fields)
     if foreign:
         raise click.UsageError(f"{', '.join(foreign)} cannot be used here. See: tandem up --help")
     return given

@@ -16,6 +16,7 @@ import httpx
 
 from cluster.monitoring.prometheus import SCRAPE_S, prometheus_config, to_text
 from cluster.monitoring.rules import rule_groups
+from cluster.supervised import companion_lives
 from runtime.core.errors import ClusterError, EnvironmentFault
 
 _RETENTION = ("15d", "4GB")
@@ -27,6 +28,9 @@ class Monitoring:
     """Prometheus as it is about to be started."""
 
     command: tuple[str, ...]
+    config: Path
+    """Its configuration, by which it is told from somebody else's."""
+
     url: str
 
 
@@ -66,30 +70,45 @@ def prepare(
         )
     )
     _check(checker, config)
-    return Monitoring(_command(program, config, folder / "data", port), f"http://127.0.0.1:{port}")
+    return Monitoring(_command(program, config, folder / "data", port), config, f"http://127.0.0.1:{port}")
 
 
-def wait_until_ready(url: str, log: Path, timeout_s: float = 60) -> None:
-    """Return when Prometheus at ``url`` answers queries.
+def wait_until_ready(started: Monitoring, state_file: Path, log: Path, timeout_s: float = 60) -> None:
+    """Return when this very Prometheus answers queries.
+
+    Args:
+        state_file: Where the supervisor that started it wrote who it is.
+        log: Where it writes.
 
     Raises:
-        ClusterError: it does not, in that time; names ``log``, where it writes.
+        ClusterError: it has ended, or does not answer in that time; names ``log``.
     """
     deadline = time.monotonic() + timeout_s
-    while not _is_ready(url):
+    while True:
+        ready = _is_ready(started)
+        if not companion_lives(state_file):
+            raise ClusterError(
+                f"Prometheus, which was to answer at {started.url}, has ended. See {log}: if its address is "
+                "already in use, end the program that listens there or choose another --prometheus-port."
+            )
+        if ready:
+            return
         if time.monotonic() > deadline:
             raise ClusterError(
-                f"Prometheus did not answer at {url} within {timeout_s:.0f} s. See {log}; mend what it says, "
-                "or leave --monitoring out."
+                f"Prometheus did not answer at {started.url} within {timeout_s:.0f} s. See {log}; mend what "
+                "it says, or leave --monitoring out."
             )
         time.sleep(0.1)
 
 
-def _is_ready(url: str) -> bool:
+def _is_ready(started: Monitoring) -> bool:
+    """Whether who answers there is ready, and was started with our configuration."""
     # Not as Ray's API is asked: Ray's token is none of Prometheus' business.
     try:
-        return httpx.get(f"{url}/-/ready", timeout=2, trust_env=False).status_code == 200
-    except httpx.HTTPError:
+        ready = httpx.get(f"{started.url}/-/ready", timeout=2, trust_env=False)
+        flags = httpx.get(f"{started.url}/api/v1/status/flags", timeout=2, trust_env=False).json()
+        return ready.status_code == 200 and flags["data"]["config.file"] == str(started.config)
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
@@ -19,6 +20,7 @@ from storage.patience import patience
 from storage.store import open_store
 
 _log = get_logger(__name__)
+_LAST_PORT = 65535
 _CONNECT_TIMEOUT_S = 5.0
 _STORE_PATIENCE_S = 20.0
 _SKEW_S = 5.0
@@ -32,9 +34,36 @@ def head_address(text: str) -> tuple[str, int]:
         ConfigError: it is no such address.
     """
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit() or "/" in text:
-        raise ConfigError(f"--join is {text!r}. Write the head's address as it was printed: 10.0.0.1:6379.")
+    if ":" in host:
+        raise ConfigError(
+            f"--join is {text!r}. A plain cluster's machines know each other by IPv4 addresses. Write the "
+            "head's as it was printed: 10.0.0.1:6379."
+        )
+    if not host or not port.isdecimal() or "/" in text or not 1 <= int(port) <= _LAST_PORT:
+        raise ConfigError(
+            f"--join is {text!r}, which is no host and port (1 to {_LAST_PORT}). Write the head's address as "
+            "it was printed: 10.0.0.1:6379."
+        )
     return host, int(port)
+
+
+def checked_ip(text: str) -> str:
+    """This machine's address, as ``--node-ip-address`` names it.
+
+    Raises:
+        ConfigError: it is none, or one of IPv6.
+    """
+    try:
+        version = ip_address(text).version
+    except ValueError:
+        version = None
+    if version != 4:
+        what = "an IPv6 address, but only IPv4 works" if version else "no address"
+        raise ConfigError(
+            f"--node-ip-address is {text!r}, which is {what}. Write this machine's IPv4 address in the "
+            "network, such as 10.0.0.2."
+        )
+    return text
 
 
 def own_address(peer: str, port: int) -> str:
@@ -60,14 +89,33 @@ def check_reachable(host: str, port: int) -> None:
     Raises:
         ClusterError: it does not.
     """
-    try:
-        socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+    if reason := _no_answer(host, port):
         raise ClusterError(
             f"nothing answers at {host}:{port} ({reason}). Does the head run (`tandem up --head` there), and "
             "is the port open between the two machines?"
-        ) from None
+        )
+
+
+def check_dashboard_reachable(host: str, port: int) -> None:
+    """Refuse a head whose dashboard is not at this port.
+
+    Raises:
+        ClusterError: it does not take a connection.
+    """
+    if reason := _no_answer(host, port):
+        raise ClusterError(
+            f"the head's dashboard does not answer at {host}:{port} ({reason}). If the head was started with "
+            "another --dashboard-port, give the same here; else open the port between the two machines."
+        )
+
+
+def _no_answer(host: str, port: int) -> str | None:
+    """Why nobody takes a connection there; None where somebody does."""
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return None
 
 
 def check_ray_version(dashboard_url: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 
 from pydantic import Field
@@ -14,20 +13,21 @@ from cluster.environments import check_pair
 from cluster.haproxy import HAPROXY_METRICS_PORT, node_haproxy_env
 from cluster.monitoring.local import Monitoring, prepare, wait_until_ready
 from cluster.plain import state
-from cluster.plain.checks import own_address
+from cluster.plain.checks import checked_ip, own_address
 from cluster.plain.machine import machine_options
 from cluster.plain.only_one import refuse_a_second
+from cluster.plain.ports import Port, check_ports, node_ports
 from cluster.plain.record import Record, this_machine, write_record
 from cluster.plain.state import PlainNode
+from cluster.plain.store import head_store, leave_mark, options_of, storage_settings
 from cluster.priority import priorities_env
-from cluster.processes import port_is_free
 from cluster.ray_start import haproxy_dir, ray_command, ray_environment, ray_temp_dir
 from cluster.rest import has_joined
 from runtime.core.config import ConfigModel
-from runtime.core.errors import ClusterError, ConfigError
+from runtime.core.errors import ConfigError
 from runtime.core.log import get_logger
 from runtime.core.places import home
-from storage.store import Store, open_store
+from storage.store import Store
 
 _log = get_logger(__name__)
 _ENV = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
@@ -38,7 +38,7 @@ class HeadSpec(ConfigModel):
     """What ``tandem up --head`` starts on this machine."""
 
     node_ip_address: str | None = None
-    """This machine's address, as the others reach it. Default: that of the way to the internet."""
+    """This machine's IPv4 address, as the others reach it. Default: that of the way to the internet."""
 
     port: int = Field(6379, ge=1, le=65535)
     """Ray's own port, where the others join."""
@@ -52,6 +52,9 @@ class HeadSpec(ConfigModel):
     http_host: str = "0.0.0.0"
     """Where the serving endpoint listens. API keys are asked for wherever that is not 127.0.0.1."""
 
+    metrics_port: int = Field(8080, ge=1, le=65535)
+    """Where Ray tells this machine's metrics. KubeRay's pods have them at the same number."""
+
     num_cpus: int | None = Field(None, ge=0)
     """CPUs that Ray may hand out here. Default: the group's, else this machine's."""
 
@@ -62,7 +65,8 @@ class HeadSpec(ConfigModel):
     """This machine's node group in the cluster spec."""
 
     store: str | None = None
-    """The cluster's store. Default: the spec's, ``$TANDEM_STORE``, ``~/.tandem/store``."""
+    """The cluster's store. Default: the spec's, ``$TANDEM_STORE``, ``~/.tandem/store``. With ``store.nfs`` in
+    the spec it is required: where this machine has mounted the export."""
 
     monitoring: bool = False
     """Whether Prometheus, which must be installed, runs beside the head, for all machines."""
@@ -84,7 +88,8 @@ def up_head(spec: HeadSpec, cluster: ClusterSpec | None = None) -> PlainNode:
         cluster: Gives name, store, groups and whether there is a token.
 
     Raises:
-        ConfigError: the options contradict the cluster spec, or the machine has less than its group.
+        ConfigError: the options contradict the cluster spec or each other, the machine has less than its
+            group, or the token's file is open to others.
         ClusterError: a port is taken, or Ray did not come up; nothing is left.
         EnvironmentFault: an environment is not built, or they differ.
     """
@@ -92,33 +97,20 @@ def up_head(spec: HeadSpec, cluster: ClusterSpec | None = None) -> PlainNode:
         if found := refuse_a_second("head", None):
             return found
         check_pair()
-        store = _store(spec, cluster)
         ip = _address(spec)
-        _check_ports(spec, ip)
-        token_file = _token_file(spec, cluster)
-        supervised.end(timeout_s=60)
-        return _start(spec, cluster, store, ip, token_file)
-
-
-def _store(spec: HeadSpec, cluster: ClusterSpec | None) -> Store:
-    wanted = cluster.store.root if cluster else None
-    if wanted and spec.store and spec.store.rstrip("/") != wanted.rstrip("/"):
-        raise ConfigError(
-            f"--store (or TANDEM_STORE) is {spec.store}, but the cluster spec's store is {wanted}. "
-            "Leave one out."
-        )
-    store = open_store(wanted or spec.store)
-    if not store.root.backend.shared:
-        raise ConfigError(
-            f"store is {store.uri!r}, which only one process sees. Use a folder, gs:// or s3://."
-        )
-    return store
+        with storage_settings(options_of(cluster)):
+            store = head_store(spec.store, cluster)
+            # What a supervisor that was killed left behind may still have the ports.
+            supervised.end(timeout_s=60)
+            check_ports(_ports(spec, ip))
+            token_file = _token_file(spec, cluster)
+            return _start(spec, cluster, store, ip, token_file)
 
 
 def _address(spec: HeadSpec) -> str:
     # A name of the internet is not asked for, and nothing is sent: the kernel tells which way it would go.
-    ip = spec.node_ip_address or own_address("192.0.2.1", 9)
-    if ip.startswith("127."):
+    ip = checked_ip(spec.node_ip_address) if spec.node_ip_address else own_address("192.0.2.1", 9)
+    if ip.startswith("127.") or ip == "0.0.0.0":
         raise ConfigError(
             f"this machine's address is {ip}, where no other machine reaches it. Give --node-ip-address its "
             "address in the network; for this machine alone: tandem up."
@@ -126,18 +118,18 @@ def _address(spec: HeadSpec) -> str:
     return ip
 
 
-def _check_ports(spec: HeadSpec, ip: str) -> None:
-    wanted = {
-        "--port": (spec.port, ip),
-        "--dashboard-port": (spec.dashboard_port, ip),
-        "--http-port": (spec.http_port, spec.http_host),
-    }
-    for option, (port, host) in wanted.items():
-        if not port_is_free(port, host):
-            raise ClusterError(
-                f"{option} is {port}, which cannot be listened on at {host}: another program does, or the "
-                "address is not this machine's. End that program, or choose another port or address."
-            )
+def _ports(spec: HeadSpec, ip: str) -> list[Port]:
+    ports = [
+        Port("--port", spec.port, ip),
+        Port("--dashboard-port", spec.dashboard_port, ip),
+        Port("--http-port", spec.http_port, spec.http_host),
+        *node_ports(spec.metrics_port),
+    ]
+    if spec.monitoring:
+        # Debian's package starts a service at 9090.
+        remedy = "choose another port; Debian's own service ends by: sudo systemctl disable --now prometheus"
+        ports.append(Port("--prometheus-port", spec.prometheus_port, "127.0.0.1", remedy))
+    return ports
 
 
 def _token_file(spec: HeadSpec, cluster: ClusterSpec | None) -> Path | None:
@@ -172,11 +164,11 @@ def _start(
             )
             applications.start_serve(url, host=spec.http_host, port=spec.http_port)
         if watching:
-            wait_until_ready(watching.url, log)
+            wait_until_ready(watching, supervised.supervisor_file(), log)
         record = _record(spec, cluster, store, has_token=token_file is not None)
         write_record(f"{ip}:{spec.port}", record, token_file)
         url_of_prometheus = watching.url if watching else None
-        return state.keep(_node(spec, store, ip, token_file, temp_dir, url_of_prometheus))
+        return state.keep(_node(spec, record, ip, token_file, temp_dir, url_of_prometheus))
     except BaseException:
         # Ctrl-C too.
         supervised.give_up(supervisor)
@@ -206,15 +198,15 @@ def _ray_start(spec: HeadSpec, cluster: ClusterSpec | None, ip: str, temp_dir: P
         f"--dashboard-host={ip}",
         f"--dashboard-port={spec.dashboard_port}",
         f"--temp-dir={temp_dir}",
+        f"--metrics-export-port={spec.metrics_port}",
+        "--disable-usage-stats",
         *machine_options(spec.num_cpus, spec.num_gpus, spec.group, cluster),
     ]
 
 
 def _record(spec: HeadSpec, cluster: ClusterSpec | None, store: Store, *, has_token: bool) -> Record:
     name = cluster.name if cluster else "tandem"
-    content = secrets.token_hex(16)
-    mark = f"clusters/{name}/mark"
-    (store.root / mark).write_bytes(content.encode())
+    mark, content = leave_mark(store, name)
     return Record(
         name=name,
         machine=this_machine(),
@@ -229,7 +221,7 @@ def _record(spec: HeadSpec, cluster: ClusterSpec | None, store: Store, *, has_to
 
 def _node(
     spec: HeadSpec,
-    store: Store,
+    record: Record,
     ip: str,
     token_file: Path | None,
     temp_dir: Path,
@@ -246,7 +238,9 @@ def _node(
         dashboard_url=f"http://{ip}:{spec.dashboard_port}",
         http_url=f"http://{host}:{spec.http_port}",
         token_file=str(token_file) if token_file else None,
-        store=store.uri,
+        store=record.store,
+        mark=record.mark,
+        store_options=options_of(record.spec),
         temp_dir=str(temp_dir),
         prometheus_url=prometheus_url,
     )

@@ -12,8 +12,10 @@ from cluster.haproxy import node_haproxy_env
 from cluster.plain import checks, state
 from cluster.plain.machine import machine_options
 from cluster.plain.only_one import refuse_a_second
+from cluster.plain.ports import check_ports, endpoint_port, node_ports
 from cluster.plain.record import Record, read_record, this_machine
 from cluster.plain.state import DRAIN_S, PlainNode
+from cluster.plain.store import options_of, storage_settings
 from cluster.ray_start import haproxy_dir, ray_command, ray_environment, ray_temp_dir
 from cluster.rest import inventory
 from runtime.core.config import ConfigModel
@@ -33,7 +35,10 @@ class JoinSpec(ConfigModel):
     """Of the head's dashboard."""
 
     node_ip_address: str | None = None
-    """This machine's address, as the head reaches it. Default: that of the way to the head."""
+    """This machine's IPv4 address, as the head reaches it. Default: that of the way to the head."""
+
+    metrics_port: int = Field(8080, ge=1, le=65535)
+    """Where Ray tells this machine's metrics; the head's may be at another."""
 
     num_cpus: int | None = Field(None, ge=0)
     """CPUs that Ray may hand out here. Default: the group's, else this machine's."""
@@ -58,25 +63,31 @@ def join(spec: JoinSpec) -> PlainNode:
     """Make this machine a node of the cluster at ``spec.address``, or find that it is one.
 
     Raises:
-        ConfigError: an option cannot be, or the machine has less than its group.
-        ClusterError: the head cannot be reached, refuses the token, has another store; Ray did not come up.
+        ConfigError: an option cannot be, the machine has less than its group, or the token's file is open to
+            others.
+        ClusterError: a port is taken; the head cannot be reached, refuses the token, has another store; Ray
+            did not come up.
         EnvironmentFault: Ray, Python, the environments' places or Tandem's code differ from the head's.
     """
     with state.one_at_a_time():
         if found := refuse_a_second("joined", spec.address):
             return found
         host, port = checks.head_address(spec.address)
+        ip = checks.checked_ip(spec.node_ip_address) if spec.node_ip_address else None
+        supervised.end(timeout_s=60)
+        check_ports(node_ports(spec.metrics_port))
         token_file = _token_file(spec)
         checks.check_reachable(host, port)
-        checks.check_reachable(host, spec.dashboard_port)
+        checks.check_dashboard_reachable(host, spec.dashboard_port)
         with token_from(token_file):
             checks.check_ray_version(f"http://{host}:{spec.dashboard_port}")
         record = read_record(spec.address, token_file)
         checks.check_machine(this_machine(), record.machine)
-        checks.check_store(record, spec.store)
-        supervised.end(timeout_s=60)
-        ip = spec.node_ip_address or checks.own_address(host, port)
-        return _start(spec, record, ip, token_file if record.has_token else None)
+        with storage_settings(options_of(record.spec)):
+            checks.check_store(record, spec.store)
+            check_ports([endpoint_port(record.http_port), *node_ports(spec.metrics_port)])
+            ip = ip or checks.own_address(host, port)
+            return _start(spec, record, ip, token_file if record.has_token else None)
 
 
 def _token_file(spec: JoinSpec) -> Path | None:
@@ -130,6 +141,8 @@ def _ray_start(spec: JoinSpec, record: Record, ip: str, temp_dir: Path) -> list[
         f"--address={spec.address}",
         f"--node-ip-address={ip}",
         f"--temp-dir={temp_dir}",
+        f"--metrics-export-port={spec.metrics_port}",
+        "--disable-usage-stats",
         *machine_options(spec.num_cpus, spec.num_gpus, spec.group, record.spec),
     ]
 

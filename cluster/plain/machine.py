@@ -13,8 +13,6 @@ from cluster.nvml import CardReading, read_cards
 from runtime.core.errors import ConfigError
 
 GROUP_LABEL = "tandem.dev/group"
-_METRICS_PORT = 8080
-"""Where Prometheus finds a node's metrics: one port on all machines, as in KubeRay's pods."""
 
 
 def machine_options(
@@ -25,19 +23,18 @@ def machine_options(
     Raises:
         ConfigError: there is no such group, or the machine has less; or both were given.
     """
-    always = [f"--metrics-export-port={_METRICS_PORT}", "--disable-usage-stats"]
     given = [
         f"{option}={value}"
         for option, value in (("--num-cpus", num_cpus), ("--num-gpus", num_gpus))
         if value is not None
     ]
     if group is None:
-        return always + given
+        return given
     if given:
         raise ConfigError(f"--group says what this machine gives to Ray. Leave out: {', '.join(given)}.")
     found = find_group(cluster, group)
     check_group(found)
-    return always + group_options(found)
+    return group_options(found)
 
 
 def find_group(spec: ClusterSpec | None, name: str) -> NodeGroup:
@@ -59,11 +56,17 @@ def find_group(spec: ClusterSpec | None, name: str) -> NodeGroup:
 
 
 def check_group(group: NodeGroup) -> None:
-    """Refuse a machine that has less than its group promises, or other GPUs.
+    """Refuse a machine that has less than its group promises, or other GPUs; and a part of a CPU.
 
     Raises:
         ConfigError: names the field, what it promises and what is there.
     """
+    if group.cpus < 1:
+        raise ConfigError(
+            f"node group {group.name!r} has cpus: {group.cpus:g}, but Ray hands out a whole number of a "
+            "machine's CPUs, which would be 0 here. Write cpus: 1 or more, or name no --group and give "
+            "--num-cpus."
+        )
     cpus, memory_bytes = len(os.sched_getaffinity(0)), psutil.virtual_memory().total
     if group.cpus > cpus:
         raise _lacks(group, f"cpus: {group.cpus:g}", f"{cpus} CPUs")

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cluster import supervised
 from cluster.lock import locked
+from cluster.plain.store import storage_settings
 from cluster.processes import is_alive
 from runtime.core.config import ConfigModel, load_spec
-from runtime.core.errors import ConfigError
+from runtime.core.errors import ConfigError, TandemError
+from runtime.core.log import get_logger
 from runtime.core.places import home
 from storage.local_files import write_json
+from storage.patience import patience
+from storage.store import open_store
 
+_log = get_logger(__name__)
 DRAIN_S = 30
 """A node that leaves has so long to finish its requests and to let training save a checkpoint."""
 _END_TIMEOUT_S = DRAIN_S + 60.0
+_MARK_PATIENCE_S = 5.0
 
 
 class PlainNode(ConfigModel):
@@ -47,6 +53,12 @@ class PlainNode(ConfigModel):
 
     store: str
     """Root address of the cluster's store."""
+
+    store_options: dict[str, dict[str, Any]] = {}
+    """How it is reached, where the cluster spec says so (``store.options``)."""
+
+    mark: str | None = None
+    """The head's file in the store, by which the others know that they see the same one."""
 
     temp_dir: str
     """Ray's folder on this machine: sessions and logs."""
@@ -88,8 +100,20 @@ def down() -> PlainNode | None:
         node = current()
         if node:
             supervised.end(timeout_s=_END_TIMEOUT_S)
+            _remove_mark(node)
         node_file().unlink(missing_ok=True)
         return node
+
+
+def _remove_mark(node: PlainNode) -> None:
+    if node.mark is None:
+        return
+    try:
+        with storage_settings(node.store_options), patience(_MARK_PATIENCE_S):
+            (open_store(node.store).root / node.mark).delete()
+    except TandemError as error:
+        # The cluster has ended all the same, and the next one has a file of its own.
+        _log.warning("%s stays in the store; it may be deleted: %s", node.mark, error)
 
 
 def one_at_a_time() -> AbstractContextManager[int]:

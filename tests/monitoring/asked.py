@@ -56,14 +56,15 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(folder: Path, **fields: Any) -> Iterator[Prometheus]:
+def prometheus(folder: Path, port: int | None = None, **fields: Any) -> Iterator[Prometheus]:
     """One beside a head that does nothing; ``fields`` of :func:`cluster.monitoring.local.prepare`."""
-    made = prepare(folder / "monitoring", port=free_port(), **fields)
+    made = prepare(folder / "monitoring", port=port or free_port(), **fields)
     command = [sys.executable, "-m", "cluster.supervisor", str(folder / "state.json"), *HEAD, "--beside"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*command, *made.command], cwd=ROOT, stdout=log, stderr=log)
     try:
-        wait_until_ready(made.url, folder / "log")
+        wait_for((folder / "state.json").exists, "the supervisor has begun", 30)
+        wait_until_ready(made, folder / "state.json", folder / "log")
         yield Prometheus(made.url, process)
     finally:
         process.terminate()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from click.testing import CliRunner
 
 from cluster.monitoring.local import prepare
 from cluster.monitoring.prometheus import prometheus_config, to_text
+from cluster.plain import state
+from cluster.plain.state import PlainNode
 from runtime.cli_monitoring import monitoring
 from runtime.core.errors import ConfigError, EnvironmentFault
 
@@ -77,6 +81,44 @@ def test_promtool_takes_what_the_command_writes(programs: Path, tmp_path: Path):
 def test_the_command_prints_what_it_would_write():
     printed = CliRunner().invoke(monitoring, ["config", "--discovery", "/tmp/ray"]).stdout
     assert json.loads(printed) == config(cluster="local", rule_files=["rules.yml"])
+
+
+def test_a_folder_without_rays_list_is_told_where_it_may_be(tmp_path: Path):
+    words = ["config", "--discovery", str(tmp_path)]
+    said = CliRunner().invoke(monitoring, words)
+    assert said.exit_code == 0
+    assert f"{tmp_path}/prom_metrics_service_discovery.json does not exist" in said.stderr
+    (tmp_path / "prom_metrics_service_discovery.json").write_text("[]")
+    assert CliRunner().invoke(monitoring, words).stderr == ""
+    assert CliRunner().invoke(monitoring, ["config", "--discovery", "http://head:8265"]).stderr == ""
+
+
+def test_a_node_of_a_plain_cluster_is_asked_by_its_dashboard_with_its_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("TANDEM_HOME", str(tmp_path))
+    nowhere = CliRunner().invoke(monitoring, ["config"])
+    assert "no cluster runs on this machine" in str(nowhere.exception)
+    # This process stands for its supervisor.
+    state.keep(
+        PlainNode(
+            role="head",
+            pid=os.getpid(),
+            create_time=psutil.Process().create_time(),
+            address="10.0.0.1:6379",
+            node_ip="10.0.0.1",
+            dashboard_url="http://10.0.0.1:8266",
+            http_url="http://10.0.0.1:8000",
+            token_file="/ours/ray-token",
+            store="gs://bucket/store",
+            temp_dir=str(tmp_path / "ray"),
+        )
+    )
+    for words, token_file in (([], "/ours/ray-token"), (["--token-file", "/etc/copy"], "/etc/copy")):
+        printed = CliRunner().invoke(monitoring, ["config", *words]).stdout
+        (found,) = json.loads(printed)["scrape_configs"][0]["http_sd_configs"]
+        assert found["url"] == "http://10.0.0.1:8266/api/prometheus/sd"
+        assert found["authorization"] == {"credentials_file": token_file}
 
 
 def test_the_local_prometheus_listens_to_this_machine_only_and_forgets(on_path: Path, tmp_path: Path):

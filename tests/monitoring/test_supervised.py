@@ -9,7 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.monitoring.local import prepare, wait_until_ready
 from cluster.processes import descendants
+from runtime.core.errors import ClusterError
 from tests.conftest import wait_for
 from tests.monitoring.asked import prometheus
 
@@ -33,6 +35,21 @@ def test_the_head_stays_when_it_is_killed(on_path: Path, tmp_path: Path):
         os.kill(own.pid, signal.SIGKILL)
         wait_for(lambda: len(descendants(asked.supervisor.pid)) == 1, "it is gone, and the head is not", 30)
         assert asked.supervisor.poll() is None
+
+
+def test_a_strangers_prometheus_is_not_taken_for_it(on_path: Path, tmp_path: Path):
+    with prometheus(tmp_path / "stranger", discovery=str(tmp_path), cluster="there") as stranger:
+        port = int(stranger.url.rsplit(":", 1)[1])
+        with (
+            pytest.raises(ClusterError, match=rf"to answer at {stranger.url}, has ended.*--prometheus-port"),
+            prometheus(tmp_path / "ours", port=port, discovery=str(tmp_path), cluster="here"),
+        ):
+            pass
+        # Where it is not our own process that has ended, either.
+        ours = prepare(tmp_path / "others", discovery=str(tmp_path), cluster="here", port=port)
+        log = tmp_path / "stranger" / "log"
+        with pytest.raises(ClusterError, match="did not answer at"):
+            wait_until_ready(ours, tmp_path / "stranger" / "state.json", log, timeout_s=1)
 
 
 def test_it_knows_no_target_before_ray_has_written_its_list_and_takes_it_then(on_path: Path, tmp_path: Path):

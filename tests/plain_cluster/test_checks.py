@@ -33,13 +33,6 @@ def spec(**group: object) -> ClusterSpec:
 
 
 @pytest.fixture
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A TANDEM_HOME of this test's own."""
-    monkeypatch.setenv("TANDEM_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def old_head() -> Iterator[int]:
     """The port of a stand-in for a head's dashboard, which runs another Ray."""
 
@@ -61,7 +54,7 @@ def old_head() -> Iterator[int]:
 
 
 def test_another_ray_on_the_head_is_told_before_anything_starts(old_head: int, own_home: Path):
-    wanted = JoinSpec(address=f"127.0.0.1:{old_head}", dashboard_port=old_head)
+    wanted = JoinSpec(address=f"127.0.0.1:{old_head}", dashboard_port=old_head, metrics_port=free_port())
     with pytest.raises(EnvironmentFault, match=r"runs Ray 2\.51\.0, but this machine's .* have Ray 2\.60"):
         join(wanted)
     assert state.current() is None
@@ -69,11 +62,39 @@ def test_another_ray_on_the_head_is_told_before_anything_starts(old_head: int, o
 
 
 def test_a_head_that_nobody_answers_for_is_told(own_home: Path):
-    port = free_port()
+    port, metrics_port = free_port(), free_port()
     with pytest.raises(ClusterError, match=rf"nothing answers at 127\.0\.0\.1:{port}.*tandem up --head"):
-        join(JoinSpec(address=f"127.0.0.1:{port}"))
-    with pytest.raises(ConfigError, match=r"--join is 'http://head:8265'"):
-        join(JoinSpec(address="http://head:8265"))
+        join(JoinSpec(address=f"127.0.0.1:{port}", metrics_port=metrics_port))
+
+
+def test_a_dashboard_at_another_port_is_told_with_its_option(old_head: int, own_home: Path):
+    port = free_port()
+    wanted = JoinSpec(address=f"127.0.0.1:{old_head}", dashboard_port=port, metrics_port=free_port())
+    with pytest.raises(
+        ClusterError, match=rf"dashboard does not answer at .*:{port} .*another --dashboard-port"
+    ):
+        join(wanted)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://head:8265", "10.0.0.1", "10.0.0.1:99999", "10.0.0.1:0", "head:²", ":6379"]
+)
+def test_an_address_without_host_and_port_is_refused(own_home: Path, address: str):
+    with pytest.raises(ConfigError, match=rf"--join is '{address}'"):
+        join(JoinSpec(address=address))
+
+
+def test_ipv6_is_refused_by_its_name(own_home: Path):
+    with pytest.raises(ConfigError, match=r"--join is '\[::1\]:6379'.*IPv4"):
+        join(JoinSpec(address="[::1]:6379"))
+    for start in (
+        lambda: join(JoinSpec(address="10.0.0.1:6379", node_ip_address="::1")),
+        lambda: up_head(HeadSpec(node_ip_address="::1")),
+    ):
+        with pytest.raises(ConfigError, match="--node-ip-address is '::1', which is an IPv6 address"):
+            start()
+    with pytest.raises(ConfigError, match="--node-ip-address is 'head', which is no address"):
+        up_head(HeadSpec(node_ip_address="head"))
 
 
 def test_a_token_is_made_once_and_only_its_owner_reads_it(tmp_path: Path):
@@ -98,8 +119,10 @@ def test_the_token_is_found_as_ray_finds_it(tmp_path: Path, monkeypatch: pytest.
     own = tmp_path / ".ray" / "auth_token"
     own.parent.mkdir()
     own.write_text("of-the-account\n")
+    own.chmod(0o600)
     assert auth_headers() == {"Authorization": "Bearer of-the-account"}
     (tmp_path / "file").write_text("of-the-file")
+    (tmp_path / "file").chmod(0o600)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "file"))
     assert auth_headers() == {"Authorization": "Bearer of-the-file"}
     monkeypatch.setenv("RAY_AUTH_TOKEN", "itself")
@@ -158,6 +181,8 @@ def test_a_machine_that_has_less_than_its_group_promises_is_refused():
         machine_options(None, None, "small", spec(cpus=5000))
     with pytest.raises(ConfigError, match=r"promises memory: 99999\.0 GiB, but this machine has"):
         machine_options(None, None, "small", spec(memory="99999GiB"))
+    with pytest.raises(ConfigError, match=r"cpus: 0\.5, but Ray hands out a whole number"):
+        machine_options(None, None, "small", spec(cpus=0.5))
     with pytest.raises(ConfigError, match=r"'big', which cluster ours does not have. It has: small"):
         machine_options(None, None, "big", spec())
     with pytest.raises(ConfigError, match="the head was started without a cluster spec"):
@@ -185,11 +210,11 @@ def test_a_machine_with_other_gpus_than_its_group_is_refused(tmp_path: Path, mon
 def test_a_head_needs_an_address_that_others_reach_free_ports_and_the_specs_store(own_home: Path):
     with pytest.raises(ConfigError, match=r"this machine's address is 127\.0\.0\.1.*--node-ip-address"):
         up_head(HeadSpec(node_ip_address="127.0.0.1"))
+    ip = checks.own_address("192.0.2.1", 9)
     with pytest.raises(
         ConfigError, match=r"is /elsewhere, but the cluster spec's store is gs://bucket/store"
     ):
-        up_head(HeadSpec(node_ip_address="127.0.0.1", store="/elsewhere"), spec())
-    ip = checks.own_address("192.0.2.1", 9)
+        up_head(HeadSpec(node_ip_address=ip, store="/elsewhere"), spec())
     with socket.socket() as other:
         other.bind((ip, 0))
         other.listen()

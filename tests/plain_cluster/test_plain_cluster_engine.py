@@ -84,6 +84,7 @@ def _cluster(machines: list[Machine], patch: pytest.MonkeyPatch) -> Iterator[Pla
     finally:
         for machine in reversed(machines):
             machine.tandem("down", check=False)
+    assert (store.root / "clusters").find() == [], "the head's mark goes with it"
 
 
 @pytest.fixture
@@ -133,8 +134,10 @@ def test_a_machine_with_another_store_is_refused_and_one_that_is_a_node_already_
     assert (machine.home / "node.json").read_text() == before
     third = Machine(machine.place, machine.home.parent / "third", machine.code)
     words = ["up", "--join", plain.address, "--token-file", str(plain.token_file), "--store", "/elsewhere"]
-    refused = third.tandem(*words, check=False)
-    assert refused.returncode == 2
+    beside = third.tandem(*words, check=False)
+    assert "--metrics-port is 8080, which cannot be listened on" in beside.stderr
+    refused = third.tandem(*words, "--metrics-port", "8081", check=False)
+    assert refused.returncode == 2, refused.stderr
     assert f"is /elsewhere, but the cluster's store is {plain.store.uri}" in refused.stderr
 
 
