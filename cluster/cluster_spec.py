@@ -9,9 +9,20 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from cluster.cluster_store import ClusterStore, SecretKey
+from cluster.host_and_port import redis_host_and_port
 from cluster.inventory import Inventory
 from cluster.node_groups import HeadGroup, NodeGroup, checked_name
 from cluster.priority import CLASSES, Priority, check_order
+from cluster.spec_words import (
+    INT32,
+    AddressRange,
+    Annotations,
+    Host,
+    LabelValue,
+    NamespaceName,
+    ObjectName,
+    QueueName,
+)
 from runtime.core.config import ConfigModel
 
 _IMAGE = re.compile(r"[a-z0-9][a-z0-9._/:-]*(@sha256:[0-9a-f]{64})?", re.IGNORECASE)
@@ -23,19 +34,19 @@ class Endpoint(ConfigModel):
     """How clients outside reach ``/v1``."""
 
     kind: Literal["ClusterIP", "LoadBalancer", "Ingress", "Gateway"] = "ClusterIP"
-    host: str | None = None
-    """The DNS name, for Ingress and Gateway."""
+    host: Host | None = None
+    """The DNS name, for Ingress and Gateway: ``llm.example.com``, or ``*.example.com``."""
 
-    tls_secret: str | None = None
+    tls_secret: ObjectName | None = None
     """Secret with the host's certificate (type kubernetes.io/tls)."""
 
-    class_name: str | None = None
+    class_name: ObjectName | None = None
     """The Ingress' or Gateway's class, such as ``nginx`` or ``gke-l7-regional-external-managed``."""
 
-    annotations: dict[str, str] = {}
+    annotations: Annotations = {}
     """Of the Service, Ingress or Gateway."""
 
-    source_ranges: tuple[str, ...] = ()
+    source_ranges: tuple[AddressRange, ...] = ()
     """Addresses that the load balancer lets in: ``10.0.0.0/8``. Default: all."""
 
     @model_validator(mode="after")
@@ -62,7 +73,7 @@ class Auth(ConfigModel):
     """Ray's dashboard, job API and client: with a token, or open to all who reach them. Serve's endpoint asks
     for API keys either way (``auth`` of each serve spec)."""
 
-    secret: str | None = None
+    secret: ObjectName | None = None
     """Secret with the token under ``auth_token``. Default: ``<name>-ray-token``, which ``tandem cluster
     apply`` makes where it is missing."""
 
@@ -73,34 +84,33 @@ class Monitoring(ConfigModel):
     enabled: bool = True
     """Needs the Prometheus operator (kube-prometheus-stack)."""
 
-    release: str = "prometheus"
+    release: LabelValue = "prometheus"
     """The ``release`` label by which that Prometheus selects what it scrapes."""
 
-    namespace: str = "monitoring"
+    namespace: NamespaceName = "monitoring"
     """Where Prometheus and Grafana run."""
 
     dcgm: bool = True
     """A ServiceMonitor for NVIDIA's DCGM exporter."""
 
-    dcgm_namespace: str = "gpu-operator"
+    dcgm_namespace: NamespaceName = "gpu-operator"
     dashboards: bool = True
     """Grafana dashboards as ConfigMaps, labelled ``grafana_dashboard``."""
 
 
 class Queueing(ConfigModel):
-    """Whose queue training jobs go through before their pods are made."""
+    """Whose queue training goes through before it gets its pods; Volcano and KAI schedule serving, too."""
 
     kind: Literal["none", "kueue", "volcano", "kai"] = "none"
-    queue: str | None = None
+    queue: QueueName | None = None
     """Name of the LocalQueue (Kueue) or queue (Volcano, KAI)."""
 
     @model_validator(mode="after")
     def _named(self) -> Queueing:
         if (self.kind == "none") != (self.queue is None):
             raise ValueError(
-                f"kind is {self.kind!r} and queue is {self.queue!r}. Name a queue with "
-                f"kueue, volcano or kai, none "
-                "with none."
+                f"kind is {self.kind!r} and queue is {self.queue!r}. Name a queue with kueue, volcano or "
+                "kai, none with none."
             )
         return self
 
@@ -109,18 +119,22 @@ class GcsFaultTolerance(ConfigModel):
     """Ray's head survives its own death: its state is in Redis. For serving, not for training clusters."""
 
     redis_address: str
-    """``redis:6379``."""
+    """``redis:6379``, or ``rediss://redis.example.com:6379`` for TLS."""
 
     password: SecretKey | None = None
 
     @field_validator("redis_address")
     @classmethod
-    def _holds_no_secret(cls, address: str) -> str:
+    def _leads_to_redis_and_holds_no_secret(cls, address: str) -> str:
         if "@" in address:
             raise ValueError(
                 "would hold a password, and manifests are shown to many. Write host:port, and "
                 "password: {secret: NAME, key: KEY}."
             )
+        try:
+            redis_host_and_port(address)
+        except ValueError as error:
+            raise ValueError(f"is {address!r}, {error}. Write host:port, such as redis:6379.") from None
         return address
 
 
@@ -131,14 +145,14 @@ class Training(ConfigModel):
     """``own``: each job gets a Ray cluster that ends with it. ``serving``: it goes into the RayService's
     cluster and shares its GPUs, by fractions too. ``shared``: it goes into the RayCluster for all."""
 
-    backoff_limit: int = Field(2, ge=0)
+    backoff_limit: int = Field(2, ge=0, le=INT32)
     """How often Kubernetes makes a new cluster for a job whose own was lost; the run goes on from its last
     checkpoint. Only with ``cluster: own``."""
 
-    ttl_s: int = Field(3600, ge=0)
+    ttl_s: int = Field(3600, ge=0, le=INT32)
     """How long a finished job's cluster stays."""
 
-    pending_deadline_s: int = Field(86_400, ge=60)
+    pending_deadline_s: int = Field(86_400, ge=60, le=INT32)
     """How long a job may wait for its pods before it fails."""
 
 
@@ -149,11 +163,12 @@ class Serving(ConfigModel):
     """What a change of the pods does: a second cluster beside the first (double the GPUs while it
     lasts), step by step behind a Gateway, or nothing until somebody deletes the RayService."""
 
-    gateway_class_name: str | None = None
+    gateway_class_name: ObjectName | None = None
     """For ``incremental``: the GatewayClass that splits the traffic."""
 
-    longest_request_s: int = Field(600, ge=1)
-    """How long an answer may take: a pod that ends waits so long for its streams."""
+    # A Gateway's route takes five digits of seconds, and no pod should take longer than a day to end.
+    longest_request_s: int = Field(600, ge=1, le=86_400)
+    """How long an answer may take, a day at most: a pod that ends waits so long for its streams."""
 
     @model_validator(mode="after")
     def _gateway_where_incremental(self) -> Serving:
@@ -181,7 +196,7 @@ class ClusterSpec(ConfigModel):
     """The image with the three environments (``cluster/images``), ``registry/tandem:1.0``. For Kubernetes."""
 
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
-    image_pull_secrets: tuple[str, ...] = ()
+    image_pull_secrets: tuple[ObjectName, ...] = ()
 
     provider: Literal["gke", "other"] = "other"
     """GKE has its own labels for spot nodes and Workload Identity."""
@@ -254,6 +269,13 @@ class ClusterSpec(ConfigModel):
             raise ValueError(
                 "store.service_account is Workload Identity, which GKE has, but provider is 'other'. Set "
                 "provider: gke, or use store.key_file."
+            )
+        if self.queueing.kind == "volcano" and self.training.cluster == "shared":
+            # ray-operator/controllers/ray/batchscheduler/volcano: handleRayJob refuses a job with a selector.
+            raise ValueError(
+                "training.cluster is 'shared', but queueing.kind is 'volcano', with which KubeRay begins no "
+                "job in a cluster that is there already. Set training.cluster: own or serving, or "
+                "another kind."
             )
         return self
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import ByteSize, Field, ValidationError, model_validator
 
+from cluster.host_and_port import HTTP_PORTS, host_and_port
+from cluster.spec_words import INT32, Annotations, DataKey, ObjectName
 from runtime.core.config import ConfigModel
 from storage.workspace import Workspace
 
@@ -16,8 +19,8 @@ MOUNT = "/mnt/tandem"
 class SecretKey(ConfigModel):
     """A value in a Kubernetes Secret, by reference: values never enter a spec or a manifest."""
 
-    secret: str
-    key: str
+    secret: ObjectName
+    key: DataKey
 
 
 class NfsVolume(ConfigModel):
@@ -27,14 +30,14 @@ class NfsVolume(ConfigModel):
     path: str | None = None
     """The export. With ``server``: a PersistentVolume of its own."""
 
-    storage_class: str | None = None
+    storage_class: ObjectName | None = None
     """Instead of server and path: a class whose volumes are ReadWriteMany."""
 
-    claim: str | None = None
+    claim: ObjectName | None = None
     """Instead of both: a PersistentVolumeClaim that is there already."""
 
     size: ByteSize = Field(ByteSize(500 * 2**30), gt=0)
-    fs_group: int = Field(1000, ge=0)
+    fs_group: int = Field(1000, ge=0, le=INT32)
     """Group that owns the export: the pods' processes belong to it."""
 
     mount_options: tuple[str, ...] = ("nfsvers=4.1", "hard")
@@ -69,13 +72,13 @@ class ClusterStore(ConfigModel):
     """GKE: the Google service account that pods act as (Workload Identity), ``name@project.iam...``. Other
     clouds: annotate the Kubernetes service accounts through ``service_account_annotations``."""
 
-    service_account_annotations: dict[str, str] = {}
+    service_account_annotations: Annotations = {}
     """For the pods' service accounts, such as ``eks.amazonaws.com/role-arn``."""
 
     key_file: SecretKey | None = None
     """GCS off GKE: the Secret with a service account's key file."""
 
-    access_key: str | None = None
+    access_key: ObjectName | None = None
     """S3 with keys: the Secret whose AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY become variables."""
 
     options: dict[str, dict[str, Any]] = {}
@@ -86,6 +89,11 @@ class ClusterStore(ConfigModel):
 
     @model_validator(mode="after")
     def _fits(self) -> ClusterStore:
+        if (self.uri or "").startswith("file:"):
+            raise ValueError(
+                f"uri is {self.uri!r}, and each pod would have a folder of its own. Write a folder of the "
+                f"volume without file://: {MOUNT}/store."
+            )
         remote = self.uri is not None and "://" in self.uri
         if self.nfs and self.host_path:
             raise ValueError("has nfs and host_path. A folder lies on one of them.")
@@ -98,17 +106,21 @@ class ClusterStore(ConfigModel):
             raise ValueError(
                 f"uri is {self.uri!r}, so host_path ({self.host_path!r}) holds no store. Leave it out."
             )
-        if self.uri and not remote and not self.uri.startswith(MOUNT):
+        if self.uri and not remote and not _is_below(self.uri, MOUNT):
             raise ValueError(
-                f"uri is {self.uri!r}, but the volume is mounted at {MOUNT}. Write a folder below it."
+                f"uri is {self.uri!r}, but the volume is mounted at {MOUNT}. Write a folder below it, "
+                f"without '..': {MOUNT}/store."
             )
-        if self.host_path and not self.host_path.startswith("/"):
-            raise ValueError(f"host_path is {self.host_path!r}. Write an absolute path.")
+        if self.host_path and not _is_below(self.host_path, "/"):
+            raise ValueError(f"host_path is {self.host_path!r}. Write an absolute path, without '..'.")
         try:
             Workspace.model_validate({"storage": self.options})
         except ValidationError as error:
             # Its text names the field, never the value.
             raise ValueError(f"options: {error.errors()[0]['ctx']['error']}") from None
+        # After that: these messages repeat the value.
+        for address, of in self.options.items():
+            _check_endpoint(address, of.get("endpoint_url"))
         if self.key_file and self.service_account:
             raise ValueError("has key_file and service_account. On GKE use service_account alone.")
         return self
@@ -122,3 +134,20 @@ class ClusterStore(ConfigModel):
     def has_volume(self) -> bool:
         """Whether pods mount a volume at ``MOUNT``."""
         return bool(self.nfs or self.host_path)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    """Whether a path lies in a folder: by its parts, of which none leads out again."""
+    parts = PurePosixPath(path)
+    return parts.is_relative_to(folder) and ".." not in parts.parts
+
+
+def _check_endpoint(address: str, url: Any) -> None:
+    if url is None:
+        return
+    try:
+        host_and_port(str(url), HTTP_PORTS)
+    except ValueError as error:
+        raise ValueError(
+            f"options.{address}.endpoint_url is {url!r}, {error}. Write http://minio:9000 or https://HOST."
+        ) from None

@@ -9,6 +9,7 @@ from pydantic import ByteSize, Field, field_validator, model_validator
 
 from cluster.gpus import Gpu, find
 from cluster.inventory import Card, Node
+from cluster.spec_words import INT32, LabelKey, Labels, LabelValue
 from runtime.core.config import ConfigModel
 
 _NAME = re.compile(r"[a-z]([a-z0-9-]*[a-z0-9])?")
@@ -35,9 +36,9 @@ def checked_name(name: str, what: str, most: int = _NAME_CHARS) -> str:
 class Toleration(ConfigModel):
     """A taint that pods of a group put up with, in Kubernetes' words."""
 
-    key: str
+    key: LabelKey
     operator: Literal["Equal", "Exists"] = "Exists"
-    value: str | None = None
+    value: LabelValue | None = None
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
 
     @model_validator(mode="after")
@@ -57,7 +58,7 @@ class HeadGroup(ConfigModel):
     memory: ByteSize = Field(ByteSize(16 * 2**30), gt=0)
     """Of the pod: requests equal limits."""
 
-    node_labels: dict[str, str] = {}
+    node_labels: Labels = {}
     """Labels that its node must have."""
 
     tolerations: tuple[Toleration, ...] = ()
@@ -96,16 +97,16 @@ class NodeGroup(ConfigModel):
     spot: bool = False
     """Whether the cloud may take the nodes back. On GKE the pods then choose and tolerate spot nodes."""
 
-    node_labels: dict[str, str] = {}
+    node_labels: Labels = {}
     """Labels that the nodes must have, besides the GPU product's."""
 
-    labels: dict[str, str] = {}
+    labels: Labels = {}
     """Labels for the pods."""
 
     tolerations: tuple[Toleration, ...] = ()
     """Besides that of ``nvidia.com/gpu``, which GPU groups always have."""
 
-    idle_timeout_s: int = Field(600, ge=60)
+    idle_timeout_s: int = Field(600, ge=60, le=INT32)
     """An idle node leaves after so long. Ray's 60 s would end nodes whose engine is still loading."""
 
     @field_validator("name")

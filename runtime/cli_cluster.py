@@ -167,12 +167,15 @@ def delete(cluster: Path, yes: bool, namespace: bool, timeout: float, context: s
     from cluster.kubernetes.owned import title
 
     spec, kubernetes = _spec(cluster), _connected(context)
-    objects = to_delete(kubernetes, spec)
+    found = to_delete(kubernetes, spec)
+    objects = found.objects
+    for one in found.unseen:
+        click.echo(f"Note: {one}", err=True)
     if not objects and not namespace:
         click.echo(f"Nothing of {spec.name} is in namespace {spec.in_namespace}.")
         return
-    for one in objects:
-        click.echo(title(one))
+    for each in objects:
+        click.echo(title(each))
     if not yes:
         click.confirm(f"Delete these {len(objects)} objects in namespace {spec.in_namespace}?", abort=True)
     try:

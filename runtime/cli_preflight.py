@@ -26,8 +26,8 @@ _COLOURS = {"error": "red", "warning": "yellow", "ok": "green"}
 def preflight(cluster: Path, context: str | None, as_json: bool) -> None:
     """Look at a Kubernetes cluster and say what a cluster spec would find missing. Changes nothing.
 
-    Nodes and their GPUs, time-slicing, KubeRay, the Prometheus operator, storage classes, Secrets (names and
-    keys, never values), Gateway classes, queues. Exit code 1 when something would not work.
+    Nodes and their GPUs, time-slicing, KubeRay, the Prometheus operator, namespaces, storage classes, Secrets
+    (names and keys, never values), Gateway classes, queues. Exit code 1 when something would not work.
     """
     from cluster.cluster_spec import ClusterSpec
     from cluster.kubernetes.client import Kubernetes

@@ -6,12 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cluster.cluster_spec import ClusterSpec
-from cluster.kubernetes.beside import MADE_BY_US, fitted
+from cluster.kubernetes.beside import MADE_BY_US, fitted, is_there
 from cluster.kubernetes.client import Kubernetes
+from cluster.kubernetes.elsewhere import explained
 from cluster.kubernetes.keeping_data import keep_data
-from cluster.kubernetes.owned import key, live, owned, title, without_the_servers
-from cluster.kubernetes.refusals import Conflicted, no_such_kind
-from cluster.kubernetes.scaling import only_the_operators, scale_running, with_the_autoscalers
+from cluster.kubernetes.owned import Owned, key, live, owned, title, without_the_servers
+from cluster.kubernetes.readiness import state_of
+from cluster.kubernetes.refusals import Conflicted, Forbidden, no_such_kind
+from cluster.kubernetes.scaling import (
+    only_the_operators,
+    outgrown,
+    scale_running,
+    with_the_autoscalers,
+    worker_groups,
+)
 from cluster.kubernetes.token import ensure_token
 from cluster.kubernetes.workloads import Manifest
 from runtime.core.errors import ClusterError
@@ -56,28 +64,36 @@ def apply(
     made = _make_namespace(kubernetes, spec, manifests)
     try:
         fitting, notes = fitted(kubernetes, spec, manifests)
-        _dry_run(kubernetes, fitting, force=force)
+        _dry_run(kubernetes, spec, fitting, force=force)
+        # Before anything is changed: an account that may not look finds that out now.
+        left = no_longer_rendered(kubernetes, spec, manifests)
     except BaseException:
         if made:
             kubernetes.delete("v1", "Namespace", spec.in_namespace)
         raise
-    done = Applied(notes=notes)
+    done = Applied(notes=[*notes, *left.unseen])
     if ensure_token(kubernetes, spec):
         done.notes.append("made Ray's token, in a Secret of its own")
     for manifest in fitting:
-        _apply_one(kubernetes, manifest, done, force=force, tell=tell)
+        if has_failed(kubernetes, manifest):
+            # It stands there until its time to live is over, and whoever applies it again mended something.
+            _delete(kubernetes, manifest)
+            done.notes.append(f"{title(manifest)} had failed, and is begun again")
+        _apply_one(kubernetes, spec, manifest, done, force=force, tell=tell)
     for service in [one for one in manifests if one["kind"] == "RayService"]:
         done.notes += scale_running(kubernetes, service)
-    _prune(kubernetes, spec, manifests, done, prune=prune)
+    if prune:
+        _prune(kubernetes, left.objects, done)
+    else:
+        done.left += [title(one) for one in reversed(left.objects)]
     return done
 
 
-def no_longer_rendered(
-    kubernetes: Kubernetes, spec: ClusterSpec, manifests: Sequence[Manifest]
-) -> list[Manifest]:
-    """Objects of the cluster that ``manifests`` does not have."""
+def no_longer_rendered(kubernetes: Kubernetes, spec: ClusterSpec, manifests: Sequence[Manifest]) -> Owned:
+    """What of the cluster ``manifests`` does not have."""
     rendered = {key(one) for one in manifests}
-    return [one for one in owned(kubernetes, spec) if key(one) not in rendered]
+    found = owned(kubernetes, spec)
+    return Owned([one for one in found.objects if key(one) not in rendered], found.unseen)
 
 
 def _check_kinds(kubernetes: Kubernetes, manifests: Sequence[Manifest]) -> None:
@@ -90,36 +106,46 @@ def _make_namespace(kubernetes: Kubernetes, spec: ClusterSpec, manifests: Sequen
     """Dry runs need the namespace, so it comes first, with nothing but its name; whether it was made."""
     name = spec.in_namespace
     is_rendered = any(key(one) == ("Namespace", None, name) for one in manifests)
-    if not is_rendered or kubernetes.get("v1", "Namespace", name) is not None:
+    if not is_rendered or is_there(kubernetes, name):
         return False
     metadata = {"name": name, "annotations": {MADE_BY_US: "true"}}
     kubernetes.create({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
     return True
 
 
-def _dry_run(kubernetes: Kubernetes, manifests: Sequence[Manifest], *, force: bool) -> None:
+def _dry_run(
+    kubernetes: Kubernetes, spec: ClusterSpec, manifests: Sequence[Manifest], *, force: bool
+) -> None:
     """Asks the API server of every object before one is changed."""
-    refused: list[ClusterError] = []
+    # A namespace that is missing is the same refusal of all that would be in it.
+    refused: dict[str, ClusterError] = {}
     for manifest in manifests:
         try:
-            send(kubernetes, manifest, force=force, dry_run=True)
+            send(kubernetes, spec, manifest, force=force, dry_run=True)
         except ClusterError as error:
-            refused.append(error)
+            refused[str(error)] = error
     if len(refused) == 1:
-        raise refused[0]
+        raise next(iter(refused.values()))
     if refused:
         lines = "".join(f"\n- {error}" for error in refused)
         raise ClusterError(f"{len(refused)} objects would be refused, so nothing was changed:{lines}")
 
 
 def send(
-    kubernetes: Kubernetes, manifest: Manifest, *, force: bool, dry_run: bool = False
+    kubernetes: Kubernetes, spec: ClusterSpec, manifest: Manifest, *, force: bool, dry_run: bool = False
 ) -> tuple[Manifest | None, Manifest, str | None]:
     """Apply one object; what it was, what it is, and a note where a field was taken over from an operator.
 
     Raises:
         Conflicted, ClusterError: as ``Kubernetes.apply`` does.
     """
+    with explained(spec, manifest):
+        return _sent(kubernetes, manifest, force=force, dry_run=dry_run)
+
+
+def _sent(
+    kubernetes: Kubernetes, manifest: Manifest, *, force: bool, dry_run: bool
+) -> tuple[Manifest | None, Manifest, str | None]:
     before = live(kubernetes, manifest)
     sent = with_the_autoscalers(manifest, before)
     try:
@@ -133,13 +159,14 @@ def send(
 
 def _apply_one(
     kubernetes: Kubernetes,
+    spec: ClusterSpec,
     manifest: Manifest,
     done: Applied,
     *,
     force: bool,
     tell: Callable[[str], None],
 ) -> None:
-    before, after, note = send(kubernetes, manifest, force=force)
+    before, after, note = send(kubernetes, spec, manifest, force=force)
     if before is None:
         word, place = "created", done.created
     elif without_the_servers(before) != without_the_servers(after):
@@ -151,23 +178,35 @@ def _apply_one(
             f"{title(manifest)} began before this change, and KubeRay begins a job once. For another "
             "run give the train spec another name, or delete the RayJob first"
         )
+    if manifest["kind"] == "RayCluster" and before is not None:
+        raised = outgrown(worker_groups(before), worker_groups(after))
+        done.notes += [f"{title(manifest)}: {one}" for one in raised]
     place.append(title(manifest))
     tell(f"{title(manifest)} {word}")
     done.notes += [note] if note else []
 
 
-def _prune(
-    kubernetes: Kubernetes,
-    spec: ClusterSpec,
-    manifests: Sequence[Manifest],
-    done: Applied,
-    *,
-    prune: bool,
-) -> None:
-    for one in reversed(no_longer_rendered(kubernetes, spec, manifests)):
-        if prune:
-            kind, namespace, name = key(one)
-            if kind == "PersistentVolumeClaim" and (kept := keep_data(kubernetes, one)):
-                done.notes.append(kept)
-            kubernetes.delete(one["apiVersion"], kind, name, namespace)
-        (done.pruned if prune else done.left).append(title(one))
+def has_failed(kubernetes: Kubernetes, manifest: Manifest) -> bool:
+    """Whether it is a Job that has failed for good: Kubernetes never begins one again by itself."""
+    return manifest["kind"] == "Job" and state_of(live(kubernetes, manifest), title(manifest)).has_failed
+
+
+def _prune(kubernetes: Kubernetes, objects: Sequence[Manifest], done: Applied) -> None:
+    """Delete from the last to the first; what this account may not delete is left, and told."""
+    for one in reversed(objects):
+        try:
+            kept = _delete(kubernetes, one)
+        except Forbidden as error:
+            done.left.append(title(one))
+            done.notes.append(str(error).rstrip("."))
+        else:
+            done.pruned.append(title(one))
+            done.notes += [kept] if kept else []
+
+
+def _delete(kubernetes: Kubernetes, one: Manifest) -> str | None:
+    """A sentence where its data had to be kept first."""
+    kind, namespace, name = key(one)
+    kept = keep_data(kubernetes, one) if kind == "PersistentVolumeClaim" else None
+    kubernetes.delete(one["apiVersion"], kind, name, namespace)
+    return kept

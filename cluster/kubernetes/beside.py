@@ -9,6 +9,8 @@ from cluster.kubernetes.access import pod_security
 from cluster.kubernetes.client import Kubernetes
 from cluster.kubernetes.endpoint import endpoint_name
 from cluster.kubernetes.names import CLUSTER_LABEL, cluster_name, service_name
+from cluster.kubernetes.refusals import Forbidden
+from cluster.kubernetes.submission import head_name, head_service
 from cluster.kubernetes.workloads import Manifest
 
 MADE_BY_US = "tandem.dev/made"
@@ -39,7 +41,7 @@ def fitted(
         return kept, notes + _cluster_in_the_way(kubernetes, spec, kept)
     if not _there(kubernetes, "RayService", service_name(spec), spec):
         return kept, notes
-    served = [one for one in kept if not _would_move_the_door(one, spec)]
+    served = [_to_the_apps(one, spec) for one in kept if not _would_move_the_door(one, spec)]
     if len(served) < len(kept):
         notes.append(
             f"RayService {service_name(spec)} serves already, so its endpoint stays as it is. Give its serve "
@@ -48,18 +50,36 @@ def fitted(
     return served, notes
 
 
+def is_there(kubernetes: Kubernetes, namespace: str) -> bool:
+    """Whether there is such a namespace. One that this account may not read is taken to be there."""
+    try:
+        return kubernetes.get("v1", "Namespace", namespace) is not None
+    except Forbidden:
+        return True
+
+
 def _is_namespace(manifest: Manifest, spec: ClusterSpec) -> bool:
     return bool(manifest["kind"] == "Namespace" and manifest["metadata"]["name"] == spec.in_namespace)
 
 
 def _is_ours(kubernetes: Kubernetes, spec: ClusterSpec) -> bool:
     """Whether there is no such namespace, or one that an apply of this very cluster made."""
-    found = kubernetes.get("v1", "Namespace", spec.in_namespace)
+    try:
+        found = kubernetes.get("v1", "Namespace", spec.in_namespace)
+    except Forbidden:
+        # Whoever may not read it did not make it.
+        return False
     if found is None:
         return True
     metadata = found["metadata"]
     holder = (metadata.get("labels") or {}).get(CLUSTER_LABEL, spec.name)
     return MADE_BY_US in (metadata.get("annotations") or {}) and holder == spec.name
+
+
+def _to_the_apps(manifest: Manifest, spec: ClusterSpec) -> Manifest:
+    """Jobs alone are rendered for the cluster for all; where apps serve, they go into theirs."""
+    is_head = (manifest["kind"], manifest["metadata"]["name"]) == ("Service", head_name(spec))
+    return head_service(spec, "serving") if is_head else manifest
 
 
 def _would_move_the_door(manifest: Manifest, spec: ClusterSpec) -> bool:

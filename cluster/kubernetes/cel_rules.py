@@ -61,20 +61,23 @@ def _faults(schema: Mapping[str, Any], value: Any, at: str) -> Iterator[Fault]:
 
 
 def _broken(rule: Mapping[str, Any], schema: Mapping[str, Any], value: Any, at: str) -> Iterator[Fault]:
-    program = _program(rule["rule"])
-    if "oldSelf" in program.variables():
-        return
     where = (at + rule.get("fieldPath", "")).lstrip(".") or "(the object)"
     this = {"self": _as_cel(schema, value)}
+    try:
+        program = _program(rule["rule"])
+    except ValueError as error:
+        # CEL's optional syntax (``self.?a``), which the server knows.
+        first, *_ = str(error).splitlines()
+        yield _left_to_the_cluster(where, value, rule, first)
+        return
+    if "oldSelf" in program.variables():
+        return
     try:
         if program.execute(_context(this)):
             return
         why = _said(rule, this)
     except RuntimeError as error:
-        yield advice(
-            where, None, f"One of the kind's rules cannot be evaluated here ({error}): {rule['rule']}",
-            "The cluster asks it when the object is applied.",
-        )  # fmt: skip
+        yield _left_to_the_cluster(where, value, rule, error)
         return
     except (KeyError, TypeError, ValueError) as error:
         # To the server, too, a rule that cannot look at the value is one that the value breaks.
@@ -85,6 +88,13 @@ def _broken(rule: Mapping[str, Any], schema: Mapping[str, Any], value: Any, at: 
         f"A rule of the kind refuses it: {why.rstrip('.')}.",
         "Change it accordingly.",
     )
+
+
+def _left_to_the_cluster(where: str, value: Any, rule: Mapping[str, Any], error: Exception | str) -> Fault:
+    return advice(
+        where, value, f"One of the kind's rules cannot be evaluated here ({error}): {rule['rule']}.",
+        "The cluster asks it when the object is applied.",
+    )  # fmt: skip
 
 
 def _said(rule: Mapping[str, Any], this: Mapping[str, Any]) -> str:

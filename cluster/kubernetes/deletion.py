@@ -10,7 +10,8 @@ from cluster.kubernetes.beside import MADE_BY_US
 from cluster.kubernetes.client import Kubernetes
 from cluster.kubernetes.keeping_data import keep_data
 from cluster.kubernetes.names import token_secret
-from cluster.kubernetes.owned import key, live, owned, selector, title
+from cluster.kubernetes.owned import Owned, key, live, owned, selector, title
+from cluster.kubernetes.refusals import Forbidden
 from cluster.kubernetes.workloads import Manifest
 from runtime.core.errors import WaitTimeout
 
@@ -19,12 +20,12 @@ _FIRST = ("Job", "RayJob", "RayService", "RayCluster")
 _POLL_S = 0.5
 
 
-def to_delete(kubernetes: Kubernetes, spec: ClusterSpec) -> list[Manifest]:
+def to_delete(kubernetes: Kubernetes, spec: ClusterSpec) -> Owned:
     """The cluster's objects in the order in which they go: jobs, services, clusters, then the rest."""
-    there = owned(kubernetes, spec)
-    first = [one for kind in _FIRST for one in there if one["kind"] == kind]
-    rest = [one for one in reversed(there) if one["kind"] not in _FIRST]
-    return [*first, *rest, *_token(kubernetes, spec)]
+    found = owned(kubernetes, spec)
+    first = [one for kind in _FIRST for one in found.objects if one["kind"] == kind]
+    rest = [one for one in reversed(found.objects) if one["kind"] not in _FIRST]
+    return Owned([*first, *rest, *_token(kubernetes, spec)], found.unseen)
 
 
 def delete(
@@ -36,7 +37,7 @@ def delete(
     timeout_s: float,
     tell: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Delete ``objects`` and wait until they are gone.
+    """Delete ``objects`` and wait until they are gone. A claim whose volume cannot be told to stay is left.
 
     Args:
         objects: What ``to_delete`` found.
@@ -66,14 +67,27 @@ def _token(kubernetes: Kubernetes, spec: ClusterSpec) -> list[Manifest]:
 def _delete_all(
     kubernetes: Kubernetes, objects: Sequence[Manifest], deadline: float, tell: Callable[[str], None]
 ) -> None:
-    for one in objects:
+    going = [one for one in objects if _may_go(kubernetes, one, tell)]
+    for one in going:
         kind, namespace, name = key(one)
-        if kind == "PersistentVolumeClaim" and (kept := keep_data(kubernetes, one)):
-            tell(kept)
         kubernetes.delete(one["apiVersion"], kind, name, namespace)
-    for one in objects:
+    for one in going:
         _until(lambda one=one: live(kubernetes, one) is None, title(one), deadline)  # type: ignore[misc]
         tell(f"{title(one)} deleted")
+
+
+def _may_go(kubernetes: Kubernetes, one: Manifest, tell: Callable[[str], None]) -> bool:
+    """Whether its data is safe without it. Of a claim whose volume this account may not see, nobody knows."""
+    if one["kind"] != "PersistentVolumeClaim":
+        return True
+    try:
+        kept = keep_data(kubernetes, one)
+    except Forbidden as error:
+        tell(f"{title(one)} stays, for its data might go with it. {error}")
+        return False
+    if kept:
+        tell(kept)
+    return True
 
 
 def _wait_for_pods(kubernetes: Kubernetes, spec: ClusterSpec, deadline: float) -> None:

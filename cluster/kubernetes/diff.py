@@ -10,11 +10,12 @@ from typing import Literal
 import yaml
 
 from cluster.cluster_spec import ClusterSpec
-from cluster.kubernetes.apply import no_longer_rendered, send
-from cluster.kubernetes.beside import fitted
+from cluster.kubernetes.apply import has_failed, no_longer_rendered, send
+from cluster.kubernetes.beside import fitted, is_there
 from cluster.kubernetes.client import Kubernetes
 from cluster.kubernetes.owned import title, without_the_servers
 from cluster.kubernetes.refusals import Conflicted
+from cluster.kubernetes.scaling import rescaled
 from cluster.kubernetes.workloads import Manifest
 
 
@@ -23,9 +24,9 @@ class Difference:
     """One object that differs."""
 
     title: str
-    kind: Literal["new", "changed", "no longer rendered"]
+    kind: Literal["new", "changed", "failed, begun again", "no longer rendered"]
     text: str
-    """Unified diff of the object as YAML; empty for what is no longer rendered."""
+    """Unified diff of the object as YAML; empty where the object itself stays or goes as it is."""
 
     conflict: str | None = None
     """Who else owns fields that would change."""
@@ -37,14 +38,21 @@ def differences(kubernetes: Kubernetes, spec: ClusterSpec, manifests: Sequence[M
     Raises:
         ClusterError: the API server refuses an object, or does not answer.
     """
-    has_namespace = kubernetes.get("v1", "Namespace", spec.in_namespace) is not None
+    has_namespace = is_there(kubernetes, spec.in_namespace)
     fitting, _ = fitted(kubernetes, spec, manifests)
     found = [_difference(kubernetes, one, spec, has_namespace) for one in fitting]
+    # An apply changes them after their RayService, and one that was cut off may have left them behind.
+    behind = [
+        Difference(title(one.after), "changed", unified(one.before, one.after, title(one.after)))
+        for service in fitting
+        if service["kind"] == "RayService"
+        for one in rescaled(kubernetes, service)
+    ]
     gone = [
         Difference(title(one), "no longer rendered", "")
-        for one in no_longer_rendered(kubernetes, spec, manifests)
+        for one in no_longer_rendered(kubernetes, spec, manifests).objects
     ]
-    return [one for one in found if one is not None] + gone
+    return [*(one for one in found if one is not None), *behind, *gone]
 
 
 def _difference(
@@ -53,12 +61,14 @@ def _difference(
     if not has_namespace and manifest["metadata"].get("namespace") == spec.in_namespace:
         # A dry run in a namespace that is not there is refused, whatever the object.
         return Difference(title(manifest), "new", unified(None, manifest, title(manifest)))
+    if has_failed(kubernetes, manifest):
+        return Difference(title(manifest), "failed, begun again", "")
     conflict = None
     try:
-        before, after, _ = send(kubernetes, manifest, force=False, dry_run=True)
+        before, after, _ = send(kubernetes, spec, manifest, force=False, dry_run=True)
     except Conflicted as refused:
         conflict = str(refused)
-        before, after, _ = send(kubernetes, manifest, force=True, dry_run=True)
+        before, after, _ = send(kubernetes, spec, manifest, force=True, dry_run=True)
     text = unified(before, after, title(manifest))
     if not text:
         return None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from cluster.kubernetes.faults import Fault
 from cluster.kubernetes.lints import (
     around,
+    doors,
     names,
     pods,
     queues,
@@ -28,6 +29,7 @@ _LINTS: tuple[Callable[[Manifest], Iterator[Fault]], ...] = (
     resources.lint,
     ray_pods.lint,
     around.lint,
+    doors.lint,
 )
 
 

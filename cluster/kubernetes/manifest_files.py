@@ -58,17 +58,34 @@ def _files(path: Path) -> list[Path]:
 
 def _objects(file: Path) -> Iterator[Manifest]:
     for document in _documents(file):
-        if document is None:
-            continue
-        if not isinstance(document, dict):
-            raise ConfigError(
-                f"{file}: holds {type(document).__name__}, but a manifest is a mapping with apiVersion, kind "
-                "and metadata."
-            )
-        if document.get("kind") == "List" and isinstance(document.get("items"), list):
-            yield from document["items"]
-        else:
-            yield document
+        if document is not None:
+            yield from _items(_mapping_in(document, str(file)), str(file))
+
+
+def _items(document: dict[str, Any], file: str) -> Iterator[Manifest]:
+    """The document itself, or what a list holds; lists in it count as kubectl counts them."""
+    if document.get("kind") != "List" or document.get("items") is None:
+        yield document
+        return
+    items = document["items"]
+    if not isinstance(items, list):
+        raise ConfigError(f"{file}: items of a List holds {_brief(items)}. Write a list of manifests.")
+    for index, item in enumerate(items):
+        where = f"{file}: items[{index}]"
+        yield from _items(_mapping_in(item, where), where)
+
+
+def _mapping_in(document: Any, where: str) -> dict[str, Any]:
+    if not isinstance(document, dict):
+        raise ConfigError(
+            f"{where}: holds {_brief(document)}, but a manifest is a mapping with apiVersion, kind and "
+            "metadata. Leave it out, or write it so."
+        )
+    return document
+
+
+def _brief(value: Any) -> str:
+    return "nothing" if value is None else type(value).__name__
 
 
 def _documents(file: Path) -> list[Any]:

@@ -9,9 +9,9 @@ plugin knows them (Calico, Cilium, GKE's dataplane); others ignore them.
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit
 
 from cluster.cluster_spec import ClusterSpec
+from cluster.host_and_port import HTTP_PORTS, host_and_port, redis_host_and_port
 from cluster.kubernetes.names import CLUSTER_LABEL, PART_LABEL, ROLE_LABEL, labels
 from cluster.kubernetes.workloads import Manifest
 
@@ -25,7 +25,7 @@ METRICS_PORT = 8080
 HEAD_METRICS_PORTS = (44217, 44227)
 """Of the autoscaler (``as-metrics``) and of the dashboard (``dash-metrics``)."""
 
-_HTTPS, _API_SERVER, _NFS, _DNS, _REDIS = 443, 6443, 2049, 53, 6379
+_HTTPS, _API_SERVER, _NFS, _DNS = 443, 6443, 2049, 53
 _METADATA = (("169.254.169.254/32", 80), ("169.254.169.252/32", 988), ("169.254.170.23/32", 80))
 """Where pods without keys ask for an identity: GKE and other clouds, GKE without dataplane V2, EKS."""
 
@@ -61,7 +61,7 @@ def network(spec: ClusterSpec, has_apps: bool, *, has_door: bool = True) -> list
     if spec.monitoring.enabled:
         policies += _metrics(spec, pods, heads)
     if spec.gcs_fault_tolerance and has_apps:
-        redis = [{"ports": _tcp(_redis_port(spec.gcs_fault_tolerance.redis_address))}]
+        redis = [{"ports": _tcp(redis_host_and_port(spec.gcs_fault_tolerance.redis_address)[1])}]
         policies.append(_policy(spec, "redis", heads | {PART_LABEL: "serving"}, egress=redis))
     return policies
 
@@ -115,13 +115,8 @@ def _store(spec: ClusterSpec) -> list[Rule]:
 
 def _endpoint_ports(options: dict[str, dict[str, Any]]) -> set[int]:
     """Ports of the ``endpoint_url`` of each address, such as MinIO's 9000."""
-    urls = [urlsplit(str(of["endpoint_url"])) for of in options.values() if of.get("endpoint_url")]
-    return {url.port or (80 if url.scheme == "http" else _HTTPS) for url in urls}
-
-
-def _redis_port(address: str) -> int:
-    """``redis:6379``, with or without a scheme and a port."""
-    return urlsplit(address if "://" in address else f"redis://{address}").port or _REDIS
+    urls = [str(of["endpoint_url"]) for of in options.values() if of.get("endpoint_url") is not None]
+    return {host_and_port(url, HTTP_PORTS)[1] for url in urls}
 
 
 def _policy(

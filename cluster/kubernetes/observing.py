@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.cluster_spec import ClusterSpec
-from cluster.kubernetes.names import CLUSTER_LABEL, ROLE_LABEL, labels
+from cluster.kubernetes.elsewhere import labels_there, stem
+from cluster.kubernetes.names import CLUSTER_LABEL, ROLE_LABEL
 from cluster.kubernetes.workloads import Manifest
 from cluster.monitoring.rules import rule_groups
 from runtime.core.errors import ConfigError
@@ -76,7 +77,7 @@ def _dcgm(spec: ClusterSpec) -> Manifest:
         "endpoints": [{"port": "metrics", "interval": _INTERVAL}],
     }
     return _monitoring_object(
-        spec, "ServiceMonitor", f"{spec.name}-dcgm", spec.monitoring.dcgm_namespace, body
+        spec, "ServiceMonitor", f"{stem(spec)}-dcgm", spec.monitoring.dcgm_namespace, body
     )
 
 
@@ -93,7 +94,7 @@ def _monitoring_object(spec: ClusterSpec, kind: str, name: str, namespace: str, 
         "metadata": {
             "name": name,
             "namespace": namespace,
-            "labels": labels(spec) | {"release": spec.monitoring.release},
+            "labels": labels_there(spec, namespace) | {"release": spec.monitoring.release},
         },
         "spec": body,
     }
@@ -118,7 +119,7 @@ def _dashboard(spec: ClusterSpec, name: str, dashboard: Any) -> Manifest:
         "metadata": {
             "name": config_map,
             "namespace": spec.monitoring.namespace,
-            "labels": labels(spec) | {"grafana_dashboard": "1"},
+            "labels": labels_there(spec, spec.monitoring.namespace) | {"grafana_dashboard": "1"},
         },
         "data": {f"{config_map}.json": text},
     }
@@ -126,7 +127,7 @@ def _dashboard(spec: ClusterSpec, name: str, dashboard: Any) -> Manifest:
 
 def _dashboard_name(spec: ClusterSpec, name: str) -> str:
     """In Kubernetes' letters; what was changed or cut ends in a hash: no two dashboards get one name."""
-    whole = f"{spec.name}-dashboard-{name}"
+    whole = f"{stem(spec)}-dashboard-{name}"
     safe = re.sub("[^a-z0-9]+", "-", whole.lower()).strip("-")
     if safe == whole and len(safe) <= _LONGEST_NAME:
         return safe

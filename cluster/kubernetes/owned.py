@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 from cluster.cluster_spec import ClusterSpec
 from cluster.kubernetes.client import Kubernetes
+from cluster.kubernetes.elsewhere import NAMESPACE_LABEL, Place, places
 from cluster.kubernetes.names import CLUSTER_LABEL
+from cluster.kubernetes.refusals import Forbidden
 from cluster.kubernetes.render import APPLY_ORDER
 from cluster.kubernetes.workloads import Manifest
 
@@ -40,6 +43,7 @@ API_VERSIONS = {
 }
 """Of every kind that is rendered but Namespace. Secrets are not: nobody deletes them by mistake."""
 
+_IN_THE_NAMESPACE = tuple(kind for kind in API_VERSIONS if kind != "PersistentVolume")
 _SERVERS = ("managedFields", "resourceVersion", "generation", "uid", "creationTimestamp")
 """Metadata that the API server writes by itself."""
 
@@ -52,32 +56,48 @@ def selector(spec: ClusterSpec) -> str:
     return f"app.kubernetes.io/managed-by=tandem,{CLUSTER_LABEL}={spec.name}"
 
 
-def owned(kubernetes: Kubernetes, spec: ClusterSpec) -> list[Manifest]:
-    """The cluster's objects, without its Namespace, its token and what operators made of them.
+@dataclass(frozen=True)
+class Owned:
+    """What there is of a cluster, as far as this account may look."""
+
+    objects: list[Manifest]
+    """Without its Namespace, its token and what operators made of them."""
+
+    unseen: list[str]
+    """What it may not look at, a sentence each: there may be more."""
+
+
+def owned(kubernetes: Kubernetes, spec: ClusterSpec) -> Owned:
+    """The cluster's objects, in its namespace and outside.
+
+    An account that may only work in the cluster's namespace gets what is there. Where it may not look, and
+    the spec as it is puts nothing, nothing is said: it cannot have made anything there either.
 
     Raises:
-        ClusterError: the API server refuses or does not answer.
+        ClusterError: the API server does not answer.
     """
-    found = [
-        one
-        for kind, api_version in API_VERSIONS.items()
-        if kubernetes.has(api_version, kind)
-        for one in _of_kind(kubernetes, spec, api_version, kind)
-    ]
-    return sorted(found, key=_place)
+    objects: list[Manifest] = []
+    unseen: list[str] = []
+    outside = [one for one in places(spec) if one.namespace != spec.in_namespace]
+    for place in [*(Place(kind, spec.in_namespace) for kind in _IN_THE_NAMESPACE), *outside]:
+        api_version = API_VERSIONS[place.kind]
+        if not kubernetes.has(api_version, place.kind):
+            continue
+        try:
+            objects += _listed(kubernetes, spec, api_version, place)
+        except Forbidden as error:
+            unseen += [f"not looked at: {error}".rstrip(".")] if place.is_used else []
+    return Owned(sorted(objects, key=_place), unseen)
 
 
-def _of_kind(kubernetes: Kubernetes, spec: ClusterSpec, api_version: str, kind: str) -> list[Manifest]:
-    if kind == "PersistentVolume":
-        return [one for one in _listed(kubernetes, spec, api_version, kind, None) if _is_for(spec, one)]
-    places = {spec.in_namespace, spec.monitoring.namespace, spec.monitoring.dcgm_namespace}
-    return [one for place in sorted(places) for one in _listed(kubernetes, spec, api_version, kind, place)]
-
-
-def _listed(
-    kubernetes: Kubernetes, spec: ClusterSpec, api_version: str, kind: str, namespace: str | None
-) -> list[Manifest]:
-    found = kubernetes.list(api_version, kind, namespace, selector(spec))
+def _listed(kubernetes: Kubernetes, spec: ClusterSpec, api_version: str, place: Place) -> list[Manifest]:
+    wanted = selector(spec)
+    if place.namespace not in (None, spec.in_namespace):
+        # One of the same name in another namespace has its objects here, too.
+        wanted += f",{NAMESPACE_LABEL}={spec.in_namespace}"
+    found = kubernetes.list(api_version, place.kind, place.namespace, wanted)
+    if place.namespace is None:
+        found = [one for one in found if _is_for(spec, one)]
     # KubeRay copies the labels of a RayService to the clusters that it makes of it: they are not ours.
     return [one for one in found if not one["metadata"].get("ownerReferences")]
 

@@ -9,6 +9,7 @@ from cluster.kubernetes.client import Kubernetes
 from cluster.kubernetes.findings import Finding
 from cluster.kubernetes.nodes_seen import NodeSeen
 from cluster.kubernetes.preflight_gpus import check_gpus
+from cluster.kubernetes.preflight_namespaces import check_namespaces
 from cluster.kubernetes.preflight_nodes import check_nodes
 from cluster.kubernetes.preflight_operators import check_kuberay, check_monitoring
 from cluster.kubernetes.preflight_references import check_doors, check_queue, check_secrets, check_storage
@@ -36,6 +37,7 @@ def preflight(client: Kubernetes, spec: ClusterSpec) -> list[Finding]:
         "endpoint": check_doors,
         "queueing": check_queue,
         "monitoring": _monitoring,
+        "namespaces": check_namespaces,
     }
     return [finding for topic, look in looks.items() for finding in _allowed(topic, look, client, spec)]
 

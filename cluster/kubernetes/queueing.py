@@ -1,4 +1,4 @@
-"""The queue that training goes through before its pods are made: Kueue's, Volcano's or KAI's words for it."""
+"""The queue that pods go through before they are made or placed: Kueue's, Volcano's or KAI's words for it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ def queue_labels(spec: ClusterSpec) -> dict[str, str]:
     """
     queueing = spec.queueing
     return {_QUEUE_LABELS[queueing.kind]: queueing.queue} if queueing.queue else {}
+
+
+def serving_queue_labels(spec: ClusterSpec) -> dict[str, str]:
+    """Labels of the RayService, which KubeRay copies to its RayClusters and from there to their pods.
+
+    An operator with Volcano or KAI gives all of Ray's pods to that scheduler: KAI leaves those without a
+    queue pending, and Volcano puts them into its queue ``default``. Kueue takes no part in what has no
+    label, and serving is not to wait until training has ended.
+
+    Source: ray-operator/controllers/ray/batchscheduler/{kai-scheduler,volcano} of KubeRay 1.7.0
+    """
+    return {} if spec.queueing.kind == "kueue" else queue_labels(spec)
 
 
 def queue_annotations(spec: ClusterSpec, *, autoscales: bool) -> dict[str, str]:

@@ -11,6 +11,7 @@ from cluster.cluster_spec import ClusterSpec
 from cluster.kubernetes.names import labels, service_name
 from cluster.kubernetes.nodes_told import told_by_config_map
 from cluster.kubernetes.pod_env import deletion_delay_s
+from cluster.kubernetes.queueing import serving_queue_labels
 from cluster.kubernetes.raycluster import RAY_API, ray_cluster_spec
 from cluster.kubernetes.workloads import Manifest, ServeApp
 from runtime.core.errors import ConfigError
@@ -42,7 +43,7 @@ def rayservice(spec: ClusterSpec, apps: Sequence[ServeApp]) -> Manifest:
         "metadata": {
             "name": service_name(spec),
             "namespace": spec.in_namespace,
-            "labels": labels(spec),
+            "labels": labels(spec) | serving_queue_labels(spec),
         },
         "spec": {
             "serveConfigV2": serve_config(apps),

@@ -91,14 +91,16 @@ def _job(name: str, status: dict[str, Any]) -> State:
 
 
 def _submission(name: str, status: dict[str, Any]) -> State:
-    """Ready once its pod runs, which waits for the cluster and then follows the run."""
+    """Ready once its pod is, which waits for the cluster, submits the run, and then follows it."""
     held = {one["type"]: one for one in status.get("conditions") or []}
     if _is_true(held, "Failed"):
         return State(name, False, _said(held["Failed"], "failed"), has_failed=True)
     if _is_true(held, "Complete"):
         return State(name, True, "complete")
-    is_running = bool(status.get("ready"))
-    return State(name, is_running, "runs" if is_running else "its pod starts")
+    if status.get("ready"):
+        return State(name, True, "its run is submitted")
+    waits = "waits for the Ray cluster that serves, to submit its run"
+    return State(name, False, waits if status.get("active") else "its pod starts")
 
 
 def _is_true(held: dict[str, dict[str, Any]], type_: str) -> bool:

@@ -7,8 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.kubernetes.faults import Fault, advice, name_of
-from cluster.kubernetes.lints.parts import PodTemplate, is_rays, mapping, pod_templates, ray_job, rows
-from cluster.kubernetes.lints.queues import KAI, VOLCANO
+from cluster.kubernetes.lints.parts import (
+    PodTemplate,
+    is_rays,
+    mapping,
+    pod_templates,
+    ray_cluster,
+    ray_job,
+    rows,
+)
+from cluster.kubernetes.lints.queues import KAI, NOT_WITH_VOLCANO, VOLCANO
 from cluster.kubernetes.workloads import Manifest
 
 _GOOGLE_ACCOUNT = "iam.gke.io/gcp-service-account"
@@ -64,6 +72,27 @@ def _schedulers(manifests: Sequence[Manifest]) -> Iterator[tuple[int, Fault]]:
                 f"Others here have {used[0][1]}, and KubeRay's operator works with one scheduler.",
                 "Use one kind of queue.",
             )  # fmt: skip
+    for index, one in enumerate(manifests) if used else ():
+        if is_rays(one) and not {VOLCANO, KAI} & mapping(one, "metadata", "labels").keys():
+            yield from ((index, fault) for fault in _without_queue(one, used[0][1]))
+
+
+def _without_queue(manifest: Manifest, scheduler: str) -> Iterator[Fault]:
+    """What others' queue means for an object in none: the operator gives all pods to one scheduler."""
+    job = ray_job(manifest)
+    if manifest.get("kind") != "RayCronJob" and ray_cluster(manifest):
+        where = "stay pending for ever" if scheduler == KAI else "go into Volcano's queue 'default'"
+        yield advice(
+            f"metadata.labels.{scheduler}", None,
+            f"Others here have it: their scheduler gets these pods, too, and without a queue they {where}.",
+            "Add the label, with the name of a queue.",
+        )  # fmt: skip
+    elif scheduler == VOLCANO and job and job[1].get("clusterSelector"):
+        yield advice(
+            f"{job[0]}.clusterSelector", job[1]["clusterSelector"],
+            f"Others here are in a queue of Volcano. {NOT_WITH_VOLCANO}",
+            "Write rayClusterSpec: a cluster of the job's own.",
+        )  # fmt: skip
 
 
 def _of_one(known: _Known, manifest: Manifest) -> Iterator[Fault]:

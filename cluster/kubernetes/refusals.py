@@ -12,6 +12,7 @@ from typing import Any
 from runtime.core.errors import ClusterError
 
 _MANAGER = re.compile(r'conflict with "([^"]*)"')
+_NAMESPACE = re.compile(r'namespaces "([^"]*)" not found')
 _PROJECTS = {
     "ray.io": "KubeRay is not installed, or too old for it. Install the KubeRay operator 1.4 or newer",
     "monitoring.coreos.com": "the Prometheus operator is not installed. Install kube-prometheus-stack, or "
@@ -28,6 +29,10 @@ class Forbidden(ClusterError):
 
 class NoSuchKind(ClusterError):
     """The cluster does not know this kind: what brings it is not installed."""
+
+
+class NoSuchNamespace(ClusterError):
+    """The object's namespace is not there (404)."""
 
 
 class Invalid(ClusterError):
@@ -131,6 +136,11 @@ def _refusal(error: Any, what: str, name: str, host: str) -> ClusterError:
         return Forbidden(
             f"{name}: you may not {what} it: {message}. Ask the cluster's administrator for the right, or "
             "use another account."
+        )
+    if error.status == 404 and (found := _NAMESPACE.fullmatch(message)):
+        return NoSuchNamespace(
+            f"{name}: cannot {what} it: there is no namespace {found[1]!r}. Make it: kubectl create "
+            f"namespace {found[1]}"
         )
     if error.status == 409:
         return _conflict(status, name, message)

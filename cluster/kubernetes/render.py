@@ -52,7 +52,9 @@ def render(
     """
     _check_names(spec, jobs)
     has_apps = bool(apps)
-    has_cluster = spec.training.cluster == "shared" or not (apps or jobs)
+    in_serving = spec.training.cluster == "serving"
+    # Jobs for the cluster of the apps train in the one for all where there are no apps.
+    has_cluster = spec.training.cluster == "shared" or not (apps or (jobs and not in_serving))
     # Jobs alone are applied beside what serves already: its door stays as it is.
     has_door = has_apps or has_cluster
     found = [*access(spec), *volumes(spec), *disruption(spec, has_apps)]
@@ -63,8 +65,8 @@ def render(
         found += [nodes_config_map(spec), *endpoint(spec, has_apps)]
     if apps:
         found.append(rayservice(spec, apps))
-    if spec.training.cluster == "serving" and (apps or jobs):
-        found.append(head_service(spec))
+    if in_serving and (apps or jobs):
+        found.append(head_service(spec, "serving" if apps else "shared"))
     for job in jobs:
         found += rayjob(spec, job)
     return sorted([*found, *observing(spec, ray_dashboards or {})], key=_place)

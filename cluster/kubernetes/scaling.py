@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.kubernetes.client import Kubernetes
@@ -52,50 +53,106 @@ def only_the_operators(refused: Conflicted) -> bool:
     return all(one.manager in _OPERATORS and one.field.endswith(".workerGroupSpecs") for one in refused.held)
 
 
-def scale_running(kubernetes: Kubernetes, service: Manifest) -> list[str]:
-    """Bring the worker groups of a RayService's running cluster to what ``service`` says.
+@dataclass(frozen=True)
+class Rescaled:
+    """A Ray cluster of a RayService whose worker groups are not what the service says."""
 
-    KubeRay hands changes of replicas, of their limits and of tolerations to new clusters only: the running
-    one we patch ourselves.
+    before: Manifest
+    after: Manifest
+    told: list[str]
+    """What changes, a sentence each."""
+
+
+def rescaled(kubernetes: Kubernetes, service: Manifest) -> list[Rescaled]:
+    """What is to change in the clusters that a RayService has, the one that serves and the one that starts.
+
+    KubeRay hands changes of replicas, of their limits and of tolerations to clusters that it makes from then
+    on: those that are there we change ourselves.
+
+    Args:
+        service: The RayService as it is applied.
+
+    Raises:
+        ClusterError: the API server refuses or does not answer.
+    """
+    namespace = service["metadata"]["namespace"]
+    live = kubernetes.get("ray.io/v1", "RayService", service["metadata"]["name"], namespace)
+    found = []
+    for word, name in (("running", running_cluster(live)), ("starting", starting_cluster(live))):
+        cluster = kubernetes.get("ray.io/v1", "RayCluster", name, namespace) if name else None
+        if cluster is None:
+            continue
+        groups, changes = scaled(worker_groups(cluster), worker_groups(service))
+        if changes:
+            after = {**cluster, "spec": {**cluster["spec"], "workerGroupSpecs": groups}}
+            whole = f"the {word} RayCluster {name}: "
+            changes += outgrown(worker_groups(cluster), groups)
+            found.append(Rescaled(cluster, after, [whole + change for change in changes]))
+    return found
+
+
+def scale_running(kubernetes: Kubernetes, service: Manifest) -> list[str]:
+    """Bring the worker groups of a RayService's clusters to what ``service`` says.
 
     Args:
         service: The RayService as it was applied.
 
     Returns:
-        What changed, a sentence each; empty where it runs no cluster, or one that is right.
+        What changed, a sentence each; empty where it has no cluster, or all are right.
 
     Raises:
-        ClusterError: the API server refuses; Changed: others changed the cluster too often meanwhile.
+        ClusterError: the API server refuses; Changed: others changed a cluster too often meanwhile.
     """
+    told: list[str] = []
     for tries in range(_TRIES):
         try:
-            return _scale_once(kubernetes, service)
+            for one in rescaled(kubernetes, service):
+                _change(kubernetes, one)
+                told += one.told
+            break
         except Changed:
             # The autoscaler was faster: look again at what it decided.
             if tries == _TRIES - 1:
                 raise
-    return []
+    return told
 
 
-def _scale_once(kubernetes: Kubernetes, service: Manifest) -> list[str]:
-    namespace = service["metadata"]["namespace"]
-    running = kubernetes.get("ray.io/v1", "RayService", service["metadata"]["name"], namespace)
-    name = running_cluster(running)
-    cluster = kubernetes.get("ray.io/v1", "RayCluster", name, namespace) if name else None
-    if name is None or cluster is None:
-        return []
-    groups, changes = scaled(worker_groups(cluster), worker_groups(service))
-    if changes:
-        version = {"resourceVersion": cluster["metadata"]["resourceVersion"]}
-        body = {"metadata": version, "spec": {"workerGroupSpecs": groups}}
-        kubernetes.patch("ray.io/v1", "RayCluster", name, body, namespace=namespace)
-    return [f"the running RayCluster {name}: {change}" for change in changes]
+def _change(kubernetes: Kubernetes, one: Rescaled) -> None:
+    metadata = one.before["metadata"]
+    body = {
+        "metadata": {"resourceVersion": metadata["resourceVersion"]},
+        "spec": {"workerGroupSpecs": worker_groups(one.after)},
+    }
+    kubernetes.patch("ray.io/v1", "RayCluster", metadata["name"], body, namespace=metadata["namespace"])
+
+
+def outgrown(before: Iterable[dict[str, Any]], after: Iterable[dict[str, Any]]) -> list[str]:
+    """A sentence about each group that may become larger than the head of a running cluster was told.
+
+    The head has that number in its environment, which no process reads a second time.
+    """
+    told = {group["groupName"]: group.get("maxReplicas", 0) for group in before}
+    return [
+        f"group {name}: the head was told {told.get(name, 0)} nodes at most when it began, and refuses what "
+        f"only {most} could hold until they are there, or until its pod is made anew"
+        for name, most in ((group["groupName"], group["maxReplicas"]) for group in after)
+        if most > told.get(name, 0)
+    ]
 
 
 def running_cluster(service: Manifest | None) -> str | None:
     """The name of the RayCluster that serves now."""
-    active = ((service or {}).get("status") or {}).get("activeServiceStatus") or {}
-    return active.get("rayClusterName") or None
+    return _cluster_in(service, "activeServiceStatus")
+
+
+def starting_cluster(service: Manifest | None) -> str | None:
+    """The name of the RayCluster that will serve: of the first start, or of an upgrade."""
+    return _cluster_in(service, "pendingServiceStatus")
+
+
+def _cluster_in(service: Manifest | None, place: str) -> str | None:
+    found = ((service or {}).get("status") or {}).get(place) or {}
+    return found.get("rayClusterName") or None
 
 
 def scaled(

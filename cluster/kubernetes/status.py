@@ -60,13 +60,14 @@ def status(kubernetes: Kubernetes, spec: ClusterSpec) -> ClusterStatus:
         ClusterError: the API server refuses or does not answer, or KubeRay is not installed.
     """
     pods = kubernetes.list("v1", "Pod", spec.in_namespace, selector(spec))
+    found = owned(kubernetes, spec)
     return ClusterStatus(
         spec.name,
         spec.in_namespace,
-        tuple(_row(one) for one in owned(kubernetes, spec)),
+        tuple(_row(one) for one in found.objects),
         tuple(pods_by_group(pods)),
         address(kubernetes, spec),
-        tuple(troubles(kubernetes, spec)),
+        (*troubles(kubernetes, spec), *found.unseen),
     )
 
 

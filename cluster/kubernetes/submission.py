@@ -2,7 +2,8 @@
 
 A RayJob cannot go there: it selects a cluster by its name, and that of a RayService's cluster changes with
 every upgrade. So a Job of Kubernetes' own does what a person would: ``ray job submit``, to a Service that
-follows the head. Where that cluster is lost, the next try submits the same run to the one in its place.
+follows the head. Where the cluster is lost, or the driver, the next try submits the same run again, to the
+cluster that is there then.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from cluster.kubernetes.names import (
     CLUSTER_LABEL,
     PART_LABEL,
     ROLE_LABEL,
+    Part,
     check_name,
     job_name,
     labels,
@@ -33,18 +35,32 @@ from cluster.kubernetes.workloads import Manifest, TrainJob
 _FOLDER = "/etc/tandem/train"
 _FILE = "spec.json"
 
+_SUBMITTED = "/tmp/tandem-submitted"
+"""A file that is there once the run is on a cluster: only then the pod is ready."""
+
 _SCRIPT = """\
 # The cluster may still wait for its nodes.
 timeout {patience_s} bash -c 'until ray job list > /dev/null 2>&1; do sleep 5; done' || exit 1
-# Refused where a try before this one has submitted it: then it is followed.
-ray job submit --no-wait --submission-id {run_id} --working-dir {folder} -- {entrypoint}
+# A Ray cluster keeps the id of a submission for as long as it lives. So a try after one that ended has an id
+# of its own; the run is the same, and says by itself whether it goes on.
+try=1
+while true; do
+  id={run_id}-$try
+  case "$(ray job status $id 2>&1)" in
+    *"Job '$id' failed"* | *"Job '$id' was stopped"*) try=$((try + 1)) ;;
+    *) break ;;
+  esac
+done
+# Refused where another pod has submitted it: then it is followed, for a run has one driver.
+ray job submit --no-wait --submission-id $id --working-dir {folder} -- {entrypoint}
 unknown=0
 while [ $unknown -lt 12 ]; do
+  if ray job status $id > /dev/null 2>&1; then touch {submitted}; fi
   # The log's connection may break while the run goes on.
-  ray job logs --follow {run_id}
-  case "$(ray job status {run_id} 2>&1)" in
-    *"' succeeded"*) exit 0 ;;
-    *"' failed"* | *"' was stopped"*) exit 1 ;;
+  ray job logs --follow $id
+  case "$(ray job status $id 2>&1)" in
+    *"Job '$id' succeeded"*) exit 0 ;;
+    *"Job '$id' failed"* | *"Job '$id' was stopped"*) exit 1 ;;
     *RUNNING* | *PENDING*) unknown=0 ;;
     *) unknown=$((unknown + 1)) ;;
   esac
@@ -60,14 +76,18 @@ _EVICTIONS_DO_NOT_COUNT = {
 
 
 def head_name(spec: ClusterSpec) -> str:
-    """The Service of the serving cluster's head."""
+    """The Service of the head to which jobs are submitted."""
     return check_name(f"{spec.name}-head", kind="Service")
 
 
-def head_service(spec: ClusterSpec) -> Manifest:
-    """An address for the head that stays when the cluster behind it is another."""
+def head_service(spec: ClusterSpec, part: Part) -> Manifest:
+    """An address for the head that stays when the cluster behind it is another.
+
+    Args:
+        part: Whose cluster: of the apps, or, where there are none, the one for all.
+    """
     ports = {"name": "dashboard", "protocol": "TCP", "port": DASHBOARD_PORT, "targetPort": DASHBOARD_PORT}
-    selected = {CLUSTER_LABEL: spec.name, PART_LABEL: "serving", ROLE_LABEL: "head"}
+    selected = {CLUSTER_LABEL: spec.name, PART_LABEL: part, ROLE_LABEL: "head"}
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -98,17 +118,19 @@ def submission(spec: ClusterSpec, job: TrainJob, config_map: Manifest) -> list[M
     return [config_map, {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": body}]
 
 
-def script(spec: ClusterSpec, job: TrainJob, *, folder: str = _FOLDER) -> str:
+def script(spec: ClusterSpec, job: TrainJob, *, folder: str = _FOLDER, submitted: str = _SUBMITTED) -> str:
     """What the Job's pod runs: submit, follow, and end as the run ends.
 
     Args:
         folder: Holds the train spec; Ray takes it to the head.
+        submitted: The file that it makes once the run is on the cluster.
     """
     words = ["python", "-m", "train_jobs", "run", _FILE, "--store", spec.store.root, "--run-id", job.run_id]
     return _SCRIPT.format(
         patience_s=spec.training.pending_deadline_s,
         run_id=shlex.quote(job.run_id),
         folder=shlex.quote(folder),
+        submitted=shlex.quote(submitted),
         entrypoint=shlex.join(words),
     )
 
@@ -121,6 +143,8 @@ def _pod(spec: ClusterSpec, job: TrainJob) -> Manifest:
         "env": _env(spec),
         "resources": resources(cpus=0.5, memory_bytes=2**30),
         "securityContext": CONTAINER_SECURITY,
+        # A pod that still waits for a cluster trains nothing, however well it runs.
+        "readinessProbe": {"exec": {"command": ["test", "-e", _SUBMITTED]}, "periodSeconds": 5},
         "volumeMounts": [{"name": "train-spec", "mountPath": _FOLDER, "readOnly": True}],
     }
     return {

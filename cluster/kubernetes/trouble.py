@@ -12,6 +12,8 @@ from cluster.kubernetes.workloads import Manifest
 _LOG_LINES = 5
 _WELL = frozenset({"ContainerCreating", "PodInitializing"})
 """Why a container waits where nothing is wrong."""
+_JOB_LABEL = "batch.kubernetes.io/job-name"
+"""Of a Job's pods; KubeRay calls the Job that submits a RayJob like the RayJob."""
 _APP_WELL = frozenset({"RUNNING", "NOT_STARTED"})
 
 
@@ -32,8 +34,25 @@ def troubles(kubernetes: Kubernetes, spec: ClusterSpec, titles: Sequence[str] = 
             found.setdefault(reason, []).append(pod["metadata"]["name"])
     told = [f"{_names(names)} {reason}" for reason, names in found.items()]
     told += [line for service in services for line in of_applications(service)]
+    told += [line for title in titles for line in _of_the_last_try(kubernetes, pods, title)]
     events = kubernetes.list("v1", "Event", spec.in_namespace) if titles else []
     return told + [line for title in titles for line in _last_warning(events, title)]
+
+
+def _of_the_last_try(kubernetes: Kubernetes, pods: Sequence[Manifest], title: str) -> list[str]:
+    """What the newest pod of a job said that ended in vain: Kubernetes itself only counts the tries."""
+    kind, name = title.split()
+    failed = [
+        pod
+        for pod in pods
+        if (pod["metadata"].get("labels") or {}).get(_JOB_LABEL) == name
+        and (pod.get("status") or {}).get("phase") == "Failed"
+    ]
+    if kind not in ("Job", "RayJob") or not failed:
+        return []
+    newest = max(failed, key=lambda pod: pod["status"].get("startTime") or "")
+    container = newest["spec"]["containers"][0]["name"]
+    return [f"{title}: a try failed. Its last lines:{_last_lines(kubernetes, newest, container)}"]
 
 
 def _last_warning(events: Sequence[Manifest], title: str) -> list[str]:
@@ -85,13 +104,14 @@ def _of_container(kubernetes: Kubernetes, pod: Manifest, container: str, waiting
     reason, message = waiting.get("reason", "waits"), waiting.get("message", "")
     if reason != "CrashLoopBackOff":
         return f"{reason}: {message}".rstrip(": ")
-    metadata = pod["metadata"]
-    log = kubernetes.logs(
-        metadata["name"], metadata["namespace"], container=container, lines=_LOG_LINES, previous=True
-    )
-    return f"{reason}: {container} ends again and again. Its last lines:" + "".join(
-        f"\n    {line}" for line in log.strip().splitlines()[-_LOG_LINES:]
-    )
+    last_lines = _last_lines(kubernetes, pod, container, previous=True)
+    return f"{reason}: {container} ends again and again. Its last lines:{last_lines}"
+
+
+def _last_lines(kubernetes: Kubernetes, pod: Manifest, container: str, *, previous: bool = False) -> str:
+    name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
+    log = kubernetes.logs(name, namespace, container=container, lines=_LOG_LINES, previous=previous)
+    return "".join(f"\n    {line}" for line in log.strip().splitlines()[-_LOG_LINES:])
 
 
 def _names(names: Sequence[str]) -> str:

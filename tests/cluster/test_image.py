@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 from cluster.code import PACKAGES
-from cluster.environments import SHIPPED, interpreter
+from cluster.environments import SHIPPED, interpreter, process_env
 from cluster.haproxy import IMAGE_LAUNCHER, launcher, pod_haproxy_env
+from cluster.kubernetes.render import render
 from tests.conftest import ROOT
+from tests.kubernetes.accepted import pod_templates
+from tests.kubernetes.specs import A100_GROUP, app, job, spec
 
 DOCKERFILE = (ROOT / "cluster" / "images" / "Dockerfile").read_text()
 
@@ -33,6 +38,41 @@ def test_it_runs_as_nobodys_root_and_has_what_the_operator_probes_with():
     assert last_user == "1000:1000"
     (installed,) = re.findall(r"apt-get install -y --no-install-recommends (.*) \\", DOCKERFILE)
     assert {"bash", "wget"} <= set(installed.split())
+
+
+def test_the_driver_is_found_where_gkes_device_plugin_mounts_it():
+    """GKE has no runtime of NVIDIA's, which elsewhere puts the driver's libraries where the linker looks."""
+    (given,) = re.findall(r"LD_LIBRARY_PATH=(\S+)", DOCKERFILE)
+    folders, _, more = given.partition("$")
+    assert folders == "/usr/local/nvidia/lib:/usr/local/nvidia/lib64"
+    # What a BASE has of its own stays, and without one there is no empty part.
+    assert more == "{LD_LIBRARY_PATH:+:${LD_LIBRARY_PATH}}"
+    assert "PATH=${PATH}:/usr/local/nvidia/bin\n" in DOCKERFILE
+    (login,) = re.findall(r"echo 'export PATH=(.*)'", DOCKERFILE)
+    assert login.endswith(":$PATH:/usr/local/nvidia/bin")
+
+
+def test_no_pod_has_a_search_path_that_would_replace_the_images():
+    for training in ("own", "shared", "serving"):
+        found = spec(node_groups=[A100_GROUP], training={"cluster": training})
+        for _, _, template in pod_templates(render(found, apps=[app()], jobs=[job()])):
+            variables = [one for each in template["spec"]["containers"] for one in each.get("env", ())]
+            assert not {"LD_LIBRARY_PATH", "PATH"} & {one["name"] for one in variables}
+
+
+def test_a_process_of_an_environment_loads_what_lies_on_the_search_path(tmp_path: Path):
+    """As Ray and our launchers start it: its own variables on top of those that are there."""
+    maps = Path("/proc/self/maps").read_text()
+    (libm, *_) = re.findall(r"\S+/libm\.so\S*", maps)
+    shutil.copy(libm, tmp_path / "libtandem-driver.so.1")
+    for name in SHIPPED:
+        assert "LD_LIBRARY_PATH" not in process_env(name)
+    loaded = subprocess.run(
+        [interpreter("core"), "-c", "import ctypes; print(ctypes.CDLL('libtandem-driver.so.1').cos)"],
+        env=os.environ | {"LD_LIBRARY_PATH": str(tmp_path)} | process_env("core"),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert loaded.returncode == 0, loaded.stderr
 
 
 def test_the_launcher_that_it_writes_starts_haproxy(tmp_path: Path):

@@ -12,14 +12,13 @@ from runtime.core.config import load_spec
 
 GIB = 1 << 30
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_WORD = st.text(_LETTERS, min_size=1, max_size=10)
 _TEXT = st.text(max_size=10)
 """Emoji, quotes, control characters."""
 # Words that YAML would read as another type, were they not quoted.
-_VALUE = st.sampled_from(["a", "yes", "1e3", "0o17", "true", "null", "10", "with.dot-and_more", ""])
-_KEY = st.sampled_from(["team", "example.com/pool", "cost-centre"])
+_VALUE = st.sampled_from(["a", "yes", "1e3", "0o17", "true", "null", "10", "with.dot-and_more", "", "Z" * 63])
+_KEY = st.sampled_from(["team", "example.com/pool", "cost-centre", "A_b.C", f"{'x' * 63}.io/{'y' * 63}"])
 _LABELS = st.dictionaries(_KEY, _VALUE, max_size=2)
-_ANNOTATIONS = st.dictionaries(_KEY, st.text(max_size=20), max_size=2)
+_ANNOTATIONS = st.dictionaries(st.one_of(_KEY, st.just("Example.com/a")), st.text(max_size=20), max_size=2)
 CATALOGUED = ("NVIDIA-L4", "NVIDIA-A100-SXM4-80GB", "Tesla-T4", "NVIDIA-H100-80GB-HBM3")
 _GPUS = st.sampled_from([*CATALOGUED, "NVIDIA-of-next-year"])
 
@@ -30,6 +29,18 @@ def _name(most: int) -> st.SearchStrategy[str]:
                      st.sampled_from(_LETTERS + "0123456789"))  # fmt: skip
 
 
+_OBJECT = st.one_of(_name(20), st.sampled_from(["0", "my.secret", "a" * 253]))
+"""Names of what is in the cluster already."""
+
+_QUEUE = st.one_of(_name(20), st.sampled_from(["1.team-a", "q" * 63]))
+_HOST = st.sampled_from(
+    ["llm.example.com", "*.example.com", "localhost", "1.example.com", "xn--bcher-kva.example"]
+)
+_RANGES = st.lists(
+    st.sampled_from(["10.0.0.0/8", "0.0.0.0/0", "192.168.7.5/32", "2001:db8::/32", "::1/128"]), max_size=3
+)
+
+
 def _some(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
     """A mapping with any of the fields."""
     return st.fixed_dictionaries({}, optional=fields)
@@ -37,10 +48,12 @@ def _some(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]
 
 _TOLERATION = st.one_of(
     st.fixed_dictionaries({"key": _KEY}, optional={"effect": st.sampled_from(["NoSchedule", "NoExecute"])}),
-    st.fixed_dictionaries({"key": _KEY, "operator": st.just("Equal"), "value": _WORD}),
+    st.fixed_dictionaries({"key": _KEY, "operator": st.just("Equal"), "value": _VALUE}),
 )
 _PLACE = {"node_labels": _LABELS, "tolerations": st.lists(_TOLERATION, max_size=2)}
-_SECRET_KEY = st.fixed_dictionaries({"secret": _name(20), "key": _name(10)})
+_SECRET_KEY = st.fixed_dictionaries(
+    {"secret": _OBJECT, "key": st.one_of(_name(10), st.sampled_from(["sa.JSON", "_key", ".k"]))}
+)
 
 
 @st.composite
@@ -64,9 +77,14 @@ def node_groups(draw: st.DrawFn, name: str, most: int = 5) -> dict[str, Any]:
 
 _NFS = st.one_of(
     st.fixed_dictionaries({"server": st.just("10.0.0.2"), "path": st.just("/models")}),
-    st.fixed_dictionaries({"storage_class": _name(20)}),
-    st.fixed_dictionaries({"claim": _name(20)}),
+    st.fixed_dictionaries({"storage_class": _OBJECT}),
+    st.fixed_dictionaries({"claim": _OBJECT}),
 ).flatmap(lambda source: _some(fs_group=st.integers(1, 5000)).map(lambda more: source | more))
+
+
+_ENDPOINT = st.sampled_from(
+    ["https://s3.example.com", "http://minio:9000", "http://[::1]:9000/", "http://10.0.0.7"]
+)
 
 
 @st.composite
@@ -74,16 +92,17 @@ def stores(draw: st.DrawFn, provider: str, nodes: int) -> dict[str, Any]:
     """A store on NFS, in a bucket with each kind of credentials, or in both; on the only node."""
     store: dict[str, Any] = draw(_some(
         cache_size=st.integers(GIB, 500 * GIB), service_account_annotations=_ANNOTATIONS,
-        options=st.just({"s3://team": {"endpoint_url": "https://s3.example.com"}}),
+        options=_ENDPOINT.map(lambda url: {"s3://team": {"endpoint_url": url}}),
     ))  # fmt: skip
     kind = draw(st.sampled_from(["nfs", "gs", "s3", *(["host"] if nodes == 1 else [])]))
     if kind == "host":
         return store | {"host_path": "/models"}
     if kind == "nfs":
-        return store | {"nfs": draw(_NFS)}
+        folder = _some(uri=st.sampled_from(["/mnt/tandem/store", "/mnt/tandem/a/b.c", "/mnt/tandem"]))
+        return store | {"nfs": draw(_NFS)} | draw(folder)
     store["uri"] = f"{kind}://team/tandem"
     if kind == "s3":
-        return store | draw(_some(access_key=_name(20)))
+        return store | draw(_some(access_key=_OBJECT))
     if provider == "gke" and draw(st.booleans()):
         return store | {"service_account": "tandem@project.iam.gserviceaccount.com"}
     return store | draw(_some(key_file=_SECRET_KEY, nfs=_NFS))
@@ -95,15 +114,18 @@ def endpoints(draw: st.DrawFn) -> dict[str, Any]:
     kind = draw(st.sampled_from(["ClusterIP", "LoadBalancer", "Ingress", "Gateway"]))
     endpoint: dict[str, Any] = {"kind": kind} | draw(_some(annotations=_ANNOTATIONS))
     if kind == "LoadBalancer":
-        endpoint |= draw(_some(source_ranges=st.just(["10.0.0.0/8"])))
+        endpoint |= draw(_some(source_ranges=_RANGES))
     if kind in ("Ingress", "Gateway"):
-        endpoint |= {"host": "llm.example.com"} | draw(_some(tls_secret=_name(20)))
+        endpoint |= {"host": draw(_HOST)} | draw(_some(tls_secret=_OBJECT))
     if kind == "Gateway" or (kind == "Ingress" and draw(st.booleans())):
-        endpoint["class_name"] = "nginx"
+        endpoint["class_name"] = draw(st.one_of(st.just("nginx"), _OBJECT))
     return endpoint
 
 
-_REDIS = st.fixed_dictionaries({"redis_address": st.just("redis:6379")}, optional={"password": _SECRET_KEY})
+_REDIS = st.fixed_dictionaries(
+    {"redis_address": st.sampled_from(["redis:6379", "redis", "rediss://r.example.com:7001", "10.0.0.9:1"])},
+    optional={"password": _SECRET_KEY},
+)
 _HEAD = _some(cpus=st.sampled_from([1, 2.5, 8]), memory=st.integers(2 * GIB, 64 * GIB), **_PLACE)
 
 
@@ -122,10 +144,19 @@ def cluster_specs(draw: st.DrawFn) -> ClusterSpec:
         "node_groups": groups,
         "store": draw(stores(provider, nodes)),
         "endpoint": draw(endpoints()),
-        "queueing": {"kind": queueing} | ({"queue": draw(_name(20))} if queueing != "none" else {}),
+        "queueing": {"kind": queueing} | ({"queue": draw(_QUEUE)} if queueing != "none" else {}),
         "serving": draw(_serving(any("max" in group and group["min"] < group["max"] for group in groups))),
     }
-    return load_spec(ClusterSpec, fields | draw(_OTHERS))
+    return load_spec(ClusterSpec, fields | draw(_OTHERS) | draw(_some(training=_training(queueing))))
+
+
+def _training(queueing: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Volcano begins no job in a cluster that is there."""
+    clusters = ["own"] if queueing == "volcano" else ["own", "shared"]
+    return _some(
+        cluster=st.sampled_from(clusters), backoff_limit=st.integers(0, 5), ttl_s=st.integers(0, 9000),
+        pending_deadline_s=st.integers(60, 90_000),
+    )  # fmt: skip
 
 
 @st.composite
@@ -133,23 +164,20 @@ def _serving(draw: st.DrawFn, autoscales: bool) -> dict[str, Any]:
     """An incremental upgrade needs a group that autoscales."""
     upgrade = draw(st.sampled_from(["new_cluster", "none", *(["incremental"] if autoscales else [])]))
     gateway = {"gateway_class_name": "istio"} if upgrade == "incremental" else {}
-    return {"upgrade": upgrade, **gateway, "longest_request_s": draw(st.integers(1, 3600))}
+    return {"upgrade": upgrade, **gateway, "longest_request_s": draw(st.integers(1, 86_400))}
 
 
 _OTHERS = _some(
     namespace=_name(63),
     image_pull_policy=st.sampled_from(["IfNotPresent", "Always", "Never"]),
-    image_pull_secrets=st.just(["registry"]),
+    image_pull_secrets=st.lists(_OBJECT, max_size=2, unique=True),
     head=_HEAD,
-    auth=_some(mode=st.sampled_from(["token", "none"]), secret=_name(20)),
+    auth=_some(mode=st.sampled_from(["token", "none"]), secret=_OBJECT),
     monitoring=_some(
-        enabled=st.booleans(), dcgm=st.booleans(), dashboards=st.booleans(), release=_WORD, namespace=_name(9)
+        enabled=st.booleans(), dcgm=st.booleans(), dashboards=st.booleans(), release=_VALUE,
+        namespace=_name(9), dcgm_namespace=_name(63),
     ),
     gcs_fault_tolerance=_REDIS,
-    training=_some(
-        cluster=st.sampled_from(["own", "shared"]), backoff_limit=st.integers(0, 5),
-        ttl_s=st.integers(0, 9000), pending_deadline_s=st.integers(60, 90_000),
-    ),
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from cluster.kubernetes.apply import apply
 from cluster.kubernetes.client import Kubernetes
+from cluster.kubernetes.deletion import to_delete
 from cluster.kubernetes.refusals import Conflicted, NoSuchKind
 from cluster.kubernetes.render import render
 from cluster.kubernetes.workloads import Manifest
@@ -32,7 +33,7 @@ def group(kubernetes_api: Cluster, kind: str, name: str, group_name: str) -> dic
     return next(one for one in config["workerGroupSpecs"] if one["groupName"] == group_name)
 
 
-def run_the_service(kubernetes_api: Cluster) -> None:
+def run_the_service(kubernetes_api: Cluster, status: str = "activeServiceStatus") -> None:
     """What KubeRay does: a RayCluster under a name of its own, with the service's labels."""
     service = kubernetes_api.get("RayService", "lab-serve", namespace=PLACE)
     assert service is not None
@@ -50,7 +51,7 @@ def run_the_service(kubernetes_api: Cluster) -> None:
     }
     cluster = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata}
     kubernetes_api.put({**cluster, "spec": service["spec"]["rayClusterConfig"]}, manager="kuberay-operator")
-    running = {"activeServiceStatus": {"rayClusterName": "lab-serve-x7k2p"}}
+    running = {status: {"rayClusterName": "lab-serve-x7k2p"}}
     kubernetes_api.set_status("RayService", "lab-serve", running, namespace=PLACE)
 
 
@@ -223,6 +224,37 @@ def test_a_running_services_autoscaled_replicas_are_only_kept_within_new_limits(
         assert (now["replicas"], now["maxReplicas"]) == (replicas, 6)
 
 
+def test_a_cluster_that_is_only_starting_is_scaled_too(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    apply(kubernetes, spec(**QUIET), manifests())
+    run_the_service(kubernetes_api, "pendingServiceStatus")
+    fewer = {"node_groups": [L4_GROUP | {"count": 2}]}
+    done = apply(kubernetes, spec(**QUIET, **fewer), manifests(**fewer))
+    now = group(kubernetes_api, "RayCluster", "lab-serve-x7k2p", "l4")
+    assert (now["replicas"], now["minReplicas"], now["maxReplicas"]) == (2, 2, 2)
+    assert "the starting RayCluster lab-serve-x7k2p: group l4: replicas 3 -> 2" in done.notes
+
+
+def test_a_head_that_was_told_a_smaller_maximum_is_named_and_one_that_shrinks_is_not(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    def notes(most: int, *, shared: bool) -> list[str]:
+        where = {"training": {"cluster": "shared"}} if shared else {}
+        one = spec(**QUIET, node_groups=[A100_GROUP | {"max": most}], **where)
+        done = apply(kubernetes, one, render(one, apps=[] if shared else [app()]))
+        return [note for note in done.notes if "the head was told" in note]
+
+    for shared, name in ((True, "RayCluster lab:"), (False, "the running RayCluster lab-serve-x7k2p:")):
+        notes(4, shared=shared)
+        if not shared:
+            run_the_service(kubernetes_api)
+        (told,) = notes(6, shared=shared)
+        assert told.startswith(f"{name} group a100: the head was told 4 nodes at most when it began")
+        assert "refuses what only 6 could hold" in told
+        assert notes(6, shared=shared) == notes(2, shared=shared) == []
+
+
 def test_what_is_no_longer_rendered_is_left_until_prune_and_operators_objects_are_never_pruned(
     kubernetes: Kubernetes, kubernetes_api: Cluster
 ) -> None:
@@ -260,3 +292,107 @@ def test_a_job_that_began_is_not_begun_again_by_another_spec_and_that_is_told(
     assert apply(kubernetes, one, render(one, jobs=[job()])).notes == []
     done = apply(kubernetes, one, render(one, jobs=[job(num_workers=(2, 2))]))
     assert any("RayJob lab-sft began before this change" in note for note in done.notes)
+
+
+def put_namespaces(kubernetes_api: Cluster, *names: str) -> None:
+    for name in names:
+        kubernetes_api.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+
+
+def test_an_account_of_one_namespace_applies_prunes_and_is_told_nothing_that_it_need_not_know(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    put_namespaces(kubernetes_api, PLACE, "monitoring", "gpu-operator")
+    kubernetes_api.only_in = PLACE
+    with_job = render(spec(**QUIET), apps=[app()], jobs=[job("tune")])
+    apply(kubernetes, spec(**QUIET), with_job)
+    done = apply(kubernetes, spec(**QUIET), manifests(), prune=True)
+    assert "RayJob lab-tune" in done.pruned
+    assert not any("not looked at" in note for note in done.notes)
+
+
+def test_what_an_account_may_not_look_at_though_the_spec_puts_something_there_is_told(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    put_namespaces(kubernetes_api, PLACE)
+    kubernetes_api.forbidden |= {("list", "persistentvolumes"), ("list", "rayjobs")}
+    on_nfs = {"store": {"nfs": {"server": "10.0.0.9", "path": "/export"}}}
+    done = apply(kubernetes, spec(**QUIET, **on_nfs), manifests(**on_nfs), prune=True)
+    unseen = [note for note in done.notes if note.startswith("not looked at")]
+    assert [one.split()[3] for one in unseen] == ["RayJobs:", "PersistentVolumes:"]
+    assert kubernetes_api.names("RayService") == ["lab-serve"]
+
+
+def test_what_could_be_pruned_is_looked_up_before_anything_is_changed(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    apply(kubernetes, spec(**QUIET), manifests())
+    kubernetes_api.requests.clear()
+    apply(kubernetes, spec(**QUIET), manifests(head={"cpus": 6}), prune=True)
+    asked = kubernetes_api.requests
+    last_look = max(
+        at for at, (method, path) in enumerate(asked) if method == "GET" and path.endswith("jobs")
+    )
+    # One dry run and one change of each object.
+    writes = [at for at, (method, _) in enumerate(asked) if method == "PATCH"]
+    assert writes[len(writes) // 2 - 1] < last_look < writes[len(writes) // 2]
+
+
+def test_what_an_account_may_not_delete_is_left_and_told(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    apply(kubernetes, spec(**QUIET), render(spec(**QUIET), apps=[app()], jobs=[job("tune")]))
+    kubernetes_api.forbidden.add(("delete", "rayjobs"))
+    done = apply(kubernetes, spec(**QUIET), manifests(), prune=True)
+    assert done.left == ["RayJob lab-tune"] and "ConfigMap lab-tune-spec" in done.pruned
+    assert any("you may not delete it" in note for note in done.notes)
+
+
+def test_a_cluster_of_the_same_name_in_another_namespace_keeps_its_monitoring(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    put_namespaces(kubernetes_api, "monitoring", "gpu-operator")
+    shown = {"serve": {"title": "Serve"}}
+    a, b = spec(namespace="team-a"), spec(namespace="team-b")
+    apply(kubernetes, a, render(a, apps=[app()], ray_dashboards=shown))
+    apply(kubernetes, b, render(b, apps=[app()], ray_dashboards=shown))
+    assert len(kubernetes_api.names("ServiceMonitor", namespace="gpu-operator")) == 2
+
+    less = spec(namespace="team-b", monitoring={"dcgm": False, "dashboards": False})
+    done = apply(kubernetes, less, render(less, apps=[app()]), prune=True)
+    assert sorted(one.split()[0] for one in done.pruned) == ["ConfigMap", "ServiceMonitor"]
+    assert apply(kubernetes, a, render(a, apps=[app()], ray_dashboards=shown)).created == []
+    assert all(
+        one["metadata"].get("namespace") in ("team-b", None) for one in to_delete(kubernetes, less).objects
+    )
+
+
+@pytest.mark.parametrize(
+    ("missing", "field", "without"),
+    [
+        ("monitoring", "monitoring.namespace", "monitoring.dashboards: false"),
+        ("gpu-operator", "monitoring.dcgm_namespace", "monitoring.dcgm: false"),
+    ],
+)
+def test_a_namespace_that_is_missing_is_refused_by_its_field_once(
+    kubernetes: Kubernetes, kubernetes_api: Cluster, missing: str, field: str, without: str
+) -> None:
+    put_namespaces(kubernetes_api, *({"monitoring", "gpu-operator"} - {missing}))
+    shown = {"serve": {"title": "Serve"}, "train": {"title": "Train"}}
+    with pytest.raises(ClusterError) as refused:
+        apply(kubernetes, spec(), render(spec(), apps=[app()], ray_dashboards=shown))
+    said = str(refused.value)
+    assert said.startswith(f"{field} is {missing!r}, and there is no such namespace")
+    assert without in said and f"kubectl create namespace {missing}" in said
+    assert kubernetes_api.names("ServiceAccount") == []
+
+
+def test_a_namespace_that_is_not_this_accounts_is_told_by_its_field(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    put_namespaces(kubernetes_api, PLACE, "monitoring", "gpu-operator")
+    kubernetes_api.only_in = PLACE
+    with pytest.raises(
+        ClusterError, match=r"monitoring\.dcgm_namespace puts it there.*monitoring\.dcgm: false"
+    ):
+        apply(kubernetes, spec(), render(spec(), apps=[app()]))

@@ -94,6 +94,13 @@ def test_a_rule_with_a_function_that_is_not_known_here_is_left_to_the_cluster():
     assert fault.warning and "quantity" in fault.why and "cannot be evaluated here" in fault.why
 
 
+def test_a_rule_in_a_syntax_that_is_not_known_here_is_left_to_the_cluster():
+    schema = of("self.?a.orValue('x') != 'y'") | {"additionalProperties": {}}
+    (fault,) = rule_faults(schema, {}, at="spec")
+    assert fault.warning and fault.field == "spec"
+    assert "cannot be evaluated here" in fault.why and "self.?a.orValue('x') != 'y'" in fault.why
+
+
 @pytest.mark.parametrize(
     ("name", "escaped"),
     [("a-b", "a__dash__b"), ("a.b/c", "a__dot__b__slash__c"), ("x__y", "x__underscores__y"),

@@ -18,6 +18,7 @@ from cluster.kubernetes.refusals import (
     Held,
     Invalid,
     NoSuchKind,
+    NoSuchNamespace,
 )
 from runtime.core.errors import ClusterError
 from tests.servers.kubernetes_api import Cluster, kubernetes_api
@@ -188,3 +189,14 @@ def test_a_server_that_is_not_there_is_named() -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(ClusterError, match=f"{url} does not answer"):
         Kubernetes.connect(host=url)
+
+
+def test_a_namespace_that_is_missing_is_told_from_other_things_that_are_not_there(
+    kubernetes: Kubernetes,
+) -> None:
+    away = settings() | {"metadata": {"name": "settings", "namespace": "away"}}
+    with pytest.raises(NoSuchNamespace, match="no namespace 'away'.*kubectl create namespace away"):
+        kubernetes.apply(away)
+    with pytest.raises(ClusterError) as refused:
+        kubernetes.patch("v1", "ConfigMap", "nothing", {"data": {}}, namespace="default")
+    assert not isinstance(refused.value, NoSuchNamespace)

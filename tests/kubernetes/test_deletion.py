@@ -23,14 +23,14 @@ def applied(kubernetes: Kubernetes) -> None:
 
 def end(kubernetes: Kubernetes, *, namespace: bool = False, timeout_s: float = 30) -> list[str]:
     told: list[str] = []
-    objects = to_delete(kubernetes, ON_NFS)
+    objects = to_delete(kubernetes, ON_NFS).objects
     delete(kubernetes, ON_NFS, objects, namespace=namespace, timeout_s=timeout_s, tell=told.append)
     return told
 
 
 def test_jobs_go_first_then_the_service_and_what_they_stand_on_last(kubernetes: Kubernetes) -> None:
     applied(kubernetes)
-    order = [title(one) for one in to_delete(kubernetes, ON_NFS)]
+    order = [title(one) for one in to_delete(kubernetes, ON_NFS).objects]
     assert order[:2] == ["RayJob lab-sft", "RayService lab-serve"]
     kinds = [one.split()[0] for one in order]
     assert kinds.index("NetworkPolicy") < kinds.index("PersistentVolumeClaim")
@@ -45,9 +45,24 @@ def test_afterwards_nothing_of_it_is_left_and_others_are(
     apply(kubernetes, other, render(other, jobs=[job()]))
     told = end(kubernetes)
     assert "RayService lab-serve deleted" in told
-    assert to_delete(kubernetes, ON_NFS) == []
+    assert to_delete(kubernetes, ON_NFS).objects == []
     assert kubernetes_api.names("RayJob") == ["annex-sft"]
     assert PLACE in kubernetes_api.names("Namespace")
+
+
+def test_an_account_of_one_namespace_ends_what_is_there_and_is_told_what_may_be_left(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    applied(kubernetes)
+    kubernetes_api.only_in = PLACE
+    found = to_delete(kubernetes, ON_NFS)
+    assert [one.partition(": you")[0] for one in found.unseen] == ["not looked at: PersistentVolumes"]
+    told: list[str] = []
+    delete(kubernetes, ON_NFS, found.objects, namespace=False, timeout_s=30, tell=told.append)
+    assert kubernetes_api.names("RayService") == kubernetes_api.names("ServiceAccount") == []
+    # Nobody knows whether the volume would outlive its claim.
+    assert kubernetes_api.names("PersistentVolumeClaim") == ["lab-store"]
+    assert any(line.startswith("PersistentVolumeClaim lab-store stays, for its data") for line in told)
 
 
 def test_a_namespace_goes_only_if_asked_for_and_made_by_an_apply(
@@ -101,7 +116,8 @@ def test_a_volume_that_would_go_with_its_claim_is_kept_with_its_data(
     kubernetes_api.put({**claim, "spec": claim["spec"] | {"volumeName": "pvc-7f3"}})
 
     told: list[str] = []
-    delete(kubernetes, one, to_delete(kubernetes, one), namespace=False, timeout_s=30, tell=told.append)
+    objects = to_delete(kubernetes, one).objects
+    delete(kubernetes, one, objects, namespace=False, timeout_s=30, tell=told.append)
     assert kubernetes_api.names("PersistentVolumeClaim") == []
     kept = kubernetes_api.get("PersistentVolume", "pvc-7f3")
     assert kept is not None and kept["spec"]["persistentVolumeReclaimPolicy"] == "Retain"

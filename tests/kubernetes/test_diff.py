@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from cluster.kubernetes.apply import apply
@@ -65,3 +66,30 @@ def test_what_is_no_longer_rendered_is_listed(kubernetes: Kubernetes) -> None:
     found = differences(kubernetes, spec(**QUIET), manifests())
     assert {(one.title, one.kind) for one in found} >= {("RayJob lab-sft", "no longer rendered")}
     assert {one.kind for one in found} == {"no longer rendered"}
+
+
+def test_an_apply_that_was_cut_off_before_the_running_cluster_is_shown(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    apply(kubernetes, spec(**QUIET), manifests())
+    service = kubernetes_api.get("RayService", "lab-serve", namespace=PLACE)
+    assert service is not None
+    # The cluster is still as the apply before made it.
+    behind = copy.deepcopy(service["spec"]["rayClusterConfig"])
+    behind["workerGroupSpecs"][0] |= {"replicas": 2, "minReplicas": 2, "maxReplicas": 2}
+    cluster = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "spec": behind}
+    owner = {"apiVersion": "ray.io/v1", "kind": "RayService", "name": "lab-serve", "uid": "u"}
+    place = {"name": "lab-serve-x7k2p", "namespace": PLACE, "ownerReferences": [owner]}
+    kubernetes_api.put({**cluster, "metadata": place}, manager="kuberay-operator")
+    active = {"activeServiceStatus": {"rayClusterName": "lab-serve-x7k2p"}}
+    kubernetes_api.set_status("RayService", "lab-serve", active, namespace=PLACE)
+
+    (found,) = differences(kubernetes, spec(**QUIET), manifests())
+    assert (found.title, found.kind) == ("RayCluster lab-serve-x7k2p", "changed")
+    changed = [line.strip("+- ") for line in found.text.splitlines()[2:] if line[0] in "+-"]
+    assert sorted(changed) == [
+        *("maxReplicas: 2", "maxReplicas: 3", "minReplicas: 2", "minReplicas: 3"),
+        *("replicas: 2", "replicas: 3"),
+    ]
+    apply(kubernetes, spec(**QUIET), manifests())
+    assert differences(kubernetes, spec(**QUIET), manifests()) == []

@@ -87,6 +87,8 @@ def test_the_gke_example_has_identities_instead_of_keys_spot_nodes_and_a_gateway
     assert workers(found, "RayService") == {"l4": (1, 6), "a100-spot": (0, 2)}
     kinds = {one["kind"] for one in found}
     assert {"Gateway", "HTTPRoute", "GCPBackendPolicy", "HealthCheckPolicy"} <= kinds
+    # GKE's own device plugin has no namespace gpu-operator.
+    assert "ServiceMonitor" not in kinds
     spot = [
         template["spec"]["nodeSelector"]
         for _, _, template in pod_templates(found)

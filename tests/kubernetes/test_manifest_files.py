@@ -24,6 +24,13 @@ from runtime.core.errors import ConfigError
             r"the key 'kind' is there twice in one object\. Leave one out",
         ),
         ("a.yaml", "- kind: A\n", r"holds list, but a manifest is a mapping"),
+        (
+            "a.yaml",
+            "kind: List\nitems: [null, x]\n",
+            r"items\[0\]: holds nothing, but a manifest is a mapping",
+        ),
+        ("a.yaml", "kind: List\nitems: [{kind: A}, x]\n", r"a\.yaml: items\[1\]: holds str, but a manifest"),
+        ("a.yaml", "kind: List\nitems: x\n", r"items of a List holds str\. Write a list of manifests"),
         ("a.yaml", "kind: [", r"is not valid YAML: .* in line"),
         ("a.txt", "", r"holds no manifest"),
     ],
@@ -47,7 +54,8 @@ def test_words_are_read_as_kubectl_reads_them(tmp_path: Path):
 def test_documents_lists_and_json_are_read_in_the_order_of_the_files(tmp_path: Path):
     (tmp_path / "2.json").write_text('{"kind": "C"}')
     (tmp_path / "1.yaml").write_text(
-        "kind: A\n---\n---\napiVersion: v1\nkind: List\nitems: [{kind: B1}, {kind: B2}]\n"
+        "kind: A\n---\n---\napiVersion: v1\nkind: List\n"
+        "items: [{kind: B1}, {kind: List, items: [{kind: B2}]}]\n"
     )
     (tmp_path / "notes.md").write_text("# no manifest")
     kinds = [one.manifest["kind"] for one in read_manifests([tmp_path])]

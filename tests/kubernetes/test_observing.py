@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from cluster.kubernetes.elsewhere import stem
 from cluster.kubernetes.names import pod_labels
 from cluster.kubernetes.observing import observing
 from cluster.monitoring.rules import rule_groups
@@ -11,6 +12,8 @@ from runtime.core.errors import ConfigError
 from tests.kubernetes.accepted import assert_accepted, only
 from tests.kubernetes.specs import spec
 
+LAB = stem(spec())
+"""What the names of objects in others' namespaces begin with."""
 DASHBOARDS = {"serve": {"title": "Serve", "uid": "rayServe"}, "tandem": {"title": "Tandem"}}
 
 
@@ -22,7 +25,7 @@ def of(dashboards=DASHBOARDS, **monitoring):
 
 def test_pitfall_11_pods_are_scraped_not_services_which_would_count_the_head_twice():
     found = of()
-    assert [one["metadata"]["name"] for one in found if one["kind"] == "ServiceMonitor"] == ["lab-dcgm"]
+    assert [one["metadata"]["name"] for one in found if one["kind"] == "ServiceMonitor"] == [f"{LAB}-dcgm"]
     head, worker = only(found, "PodMonitor", "lab-head"), only(found, "PodMonitor", "lab-worker")
     ports = [one["port"] for one in head["spec"]["podMetricsEndpoints"]]
     assert ports == ["metrics", "as-metrics", "dash-metrics"]
@@ -65,11 +68,14 @@ def test_the_alerts_are_those_of_every_other_prometheus():
 
 def test_each_dashboard_is_a_config_map_beside_grafana_with_the_label_its_sidecar_looks_for():
     found = [one for one in of(namespace="observing") if one["kind"] == "ConfigMap"]
-    assert [one["metadata"]["name"] for one in found] == ["lab-dashboard-serve", "lab-dashboard-tandem"]
+    assert [one["metadata"]["name"] for one in found] == [
+        f"{LAB}-dashboard-serve",
+        f"{LAB}-dashboard-tandem",
+    ]
     for one in found:
         assert one["metadata"]["namespace"] == "observing"
         assert one["metadata"]["labels"]["grafana_dashboard"] == "1"
-    assert json.loads(found[0]["data"]["lab-dashboard-serve.json"]) == DASHBOARDS["serve"]
+    assert json.loads(found[0]["data"][f"{LAB}-dashboard-serve.json"]) == DASHBOARDS["serve"]
 
 
 def test_names_that_kubernetes_would_refuse_are_changed_and_stay_different():
@@ -77,7 +83,7 @@ def test_names_that_kubernetes_would_refuse_are_changed_and_stay_different():
     found = [one for one in of({name: {} for name in names}) if one["kind"] == "ConfigMap"]
     made = {one["metadata"]["name"] for one in found}
     assert len(made) == 5
-    assert "lab-dashboard-serve-llm" in made
+    assert f"{LAB}-dashboard-serve-llm" in made
     assert all(len(name) <= 63 for name in made)
 
 
@@ -93,3 +99,17 @@ def test_nothing_is_left_where_monitoring_is_off_and_no_dashboard_where_those_ar
     without = observing(spec(monitoring={"dashboards": False}), DASHBOARDS)
     assert "PodMonitor" in {one["kind"] for one in without}
     assert "ConfigMap" not in {one["kind"] for one in without}
+
+
+def test_clusters_of_one_name_in_two_namespaces_do_not_share_an_object():
+    def made(**place):
+        return {
+            (one["kind"], one["metadata"]["namespace"], one["metadata"]["name"])
+            for one in observing(spec(**place), DASHBOARDS)
+        }
+
+    a, b = made(namespace="team-a"), made(namespace="team-b")
+    assert a & b == set()
+    # Nor one with a cluster whose name is both of theirs.
+    assert made(namespace="team-a") & made(name="team-a-lab", namespace=None) == set()
+    assert ("ServiceMonitor", "gpu-operator", "lab-dcgm") in made(namespace=None)

@@ -30,8 +30,8 @@ def put_secret(cluster: Cluster, name: str, *keys: str) -> None:
     cluster.put({"apiVersion": "v1", "kind": "Secret", "metadata": place, "data": dict.fromkeys(keys, DATA)})
 
 
-def put_namespace(cluster: Cluster) -> None:
-    cluster.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "tandem-lab"}})
+def put_namespace(cluster: Cluster, name: str = "tandem-lab") -> None:
+    cluster.put({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
 
 
 def storage_class(name: str, provisioner: str, *, default: bool = False) -> Json:
@@ -47,7 +47,8 @@ def storage_class(name: str, provisioner: str, *, default: bool = False) -> Json
 def good(cluster: Cluster) -> None:
     """All that ``spec`` with smaller pods counts on."""
     cluster.install("gpu-operator")
-    put_namespace(cluster)
+    for name in ("tandem-lab", "monitoring", "gpu-operator"):
+        put_namespace(cluster, name)
     cluster.put(policy(config=None))
     cluster.put(operator("v1.7.0"))
     cluster.put(NEW)
@@ -73,7 +74,8 @@ def test_a_cluster_that_has_all_is_fine_and_nothing_is_written(
 def test_an_empty_cluster_lacks_all_that_is_named(kubernetes: Kubernetes) -> None:
     found = preflight(kubernetes, small(store={"nfs": {"storage_class": "shared"}}))
     assert {one.topic for one in errors(found)} == {
-        "GPU operator", "NVIDIA-L4", "group l4", "head", "store.nfs.storage_class",
+        "GPU operator", "NVIDIA-L4", "group l4", "head", "store.nfs.storage_class", "monitoring.namespace",
+        "monitoring.dcgm_namespace",
     }  # fmt: skip
     assert {one.topic for one in found if one.level == "warning"} == {"KubeRay", "storage classes"}
 
@@ -172,6 +174,28 @@ def test_what_the_account_may_not_read_is_a_warning(kubernetes: Kubernetes, kube
     found = preflight(kubernetes, small())
     assert errors(found) == []
     assert {one.topic for one in found if one.level == "warning"} == {"GPUs", "nodes"}
+
+
+def test_a_namespace_of_others_that_is_missing_is_named_with_its_field(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    good(kubernetes_api)
+    kubernetes_api.delete("Namespace", "gpu-operator")
+    (one,) = errors(preflight(kubernetes, small()))
+    assert (one.topic, one.seen) == ("monitoring.dcgm_namespace", "there is no namespace gpu-operator.")
+    assert "monitoring.dcgm: false" in one.remedy and "kubectl create namespace gpu-operator" in one.remedy
+    for without in ({"dcgm": False}, {"enabled": False}, {"dcgm_namespace": "monitoring"}):
+        assert errors(preflight(kubernetes, small(monitoring=without))) == []
+
+
+def test_a_namespace_that_may_not_be_read_is_a_warning_of_its_field(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    good(kubernetes_api)
+    kubernetes_api.only_in = "tandem-lab"
+    found = preflight(kubernetes, small())
+    assert errors(found) == []
+    assert about(found, "monitoring.namespace").level == "warning"
 
 
 def test_an_autoscaler_of_the_cluster_is_noticed(kubernetes: Kubernetes, kubernetes_api: Cluster) -> None:

@@ -111,11 +111,18 @@ def test_spot_groups_on_gke_want_spot_nodes_and_tolerate_them() -> None:
 
 def test_gpus_that_others_hold_are_told_and_our_own_are_not() -> None:
     ours = pod("ours", "n0", labels={"tandem.dev/cluster": "lab"})
+    ours["metadata"]["namespace"] = "tandem-lab"
+    named_alike = pod("named-alike", "n1", labels={"tandem.dev/cluster": "lab"})
     found = nodes_said(
-        [small_l4(count=1)], [node("n0", gpus=4), node("n1", gpus=1)], [pod("theirs", "n0", gpus=3), ours]
+        [small_l4(count=1)],
+        [node("n0", gpus=4), node("n1", gpus=1)],
+        [pod("theirs", "n0", gpus=3), ours, named_alike],
     )
     one = about(found, "GPUs in use")
-    assert (one.level, one.seen) == ("warning", "3 GPUs are held by pod default/theirs.")
+    assert (one.level, one.seen) == (
+        "warning",
+        "4 GPUs are held by pods default/theirs, default/named-alike.",
+    )
 
 
 def test_mig_devices_under_their_own_names_are_told_apart() -> None:
@@ -129,6 +136,49 @@ def test_a_head_that_no_node_can_hold_is_an_error() -> None:
     wanted = spec(node_groups=[small_l4(count=1)], head={"cpus": 64, "memory": "4GiB"})
     one = about(check_nodes(wanted, [NodeSeen(node("n0", gpus=1))], [], more_come=False), "head")
     assert one.level == "error" and "1 node with only 8 CPUs to give" in one.seen
+
+
+def test_a_head_and_a_worker_that_fit_on_one_node_only_alone_are_an_error() -> None:
+    # 6 CPUs and 2 on a node of 8; a CPU more is one too many.
+    group = small_l4(count=1)
+    assert about(nodes_said([group], [node("n0", gpus=1)]), "together").level == "ok"
+    found = nodes_said([group | {"cpus": 7}], [node("n0", gpus=1)])
+    assert {about(found, topic).level for topic in ("head", "group l4")} == {"ok"}
+    one = about(found, "together")
+    assert one.level == "error"
+    assert one.seen == (
+        "each fits, but not all at once: 1 of 1 pods of node group l4 would find no node once the head "
+        "(2 CPUs, 4 GiB) has one."
+    )
+    # A second node, without GPUs, is for the head.
+    nodes = [node("n0", gpus=1), node("n1", gpus=0)]
+    assert about(nodes_said([group | {"cpus": 7}], nodes), "together").level == "ok"
+
+
+def test_workers_of_two_groups_do_not_share_a_node() -> None:
+    group = {"cpus": 2, "memory": "4GiB", "count": 1}
+    two = [small_l4(**group), small_l4(name="more", **group)]
+    one = about(nodes_said(two, [node("n0", gpus=4)]), "together")
+    assert one.level == "error"
+    assert one.seen == "each fits, but not all at once: 1 of 1 pods of node group more would find no node."
+    assert about(nodes_said(two, [node("n0", gpus=4)], more_come=True), "together").level == "warning"
+    assert about(nodes_said(two, [node("n0", gpus=4), node("n1", gpus=4)]), "together").level == "ok"
+
+
+def test_a_group_that_can_be_anywhere_makes_room_for_one_that_cannot() -> None:
+    anywhere = small_l4(count=2, cpus=2, memory="4GiB")
+    in_zone_a = small_l4(name="a", count=2, cpus=2, memory="4GiB", node_labels={"zone": "a"})
+    nodes = [node(f"n{i}", gpus=1, labels={"zone": "a"} if i < 3 else {}) for i in range(4)]
+    for groups in ([anywhere, in_zone_a], [in_zone_a, anywhere]):
+        assert about(nodes_said(groups, nodes), "together").level == "ok"
+        assert "1 of 2 pods" in about(nodes_said(groups, nodes[:3]), "together").seen
+
+
+def test_the_head_goes_where_it_takes_nobodys_node() -> None:
+    # Beside a worker of 7 CPUs it does not fit, beside one of 6 it does.
+    large, small = small_l4(name="large", cpus=7, count=1), small_l4(name="small", cpus=6, count=1)
+    found = nodes_said([large, small], [node("n0", gpus=1), node("n1", gpus=1)])
+    assert about(found, "together").seen == "the head and 2 workers, the groups' least, fit at once."
 
 
 def gpus_said(nodes: list[Json], policies: list[Json], daemonsets: list[Json] | None = None) -> list[Finding]:

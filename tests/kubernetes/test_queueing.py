@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from cluster.kubernetes.check import check
 from cluster.kubernetes.raycluster import raycluster
 from cluster.kubernetes.rayjob import rayjob
 from cluster.kubernetes.rayservice import rayservice
-from tests.kubernetes.accepted import only
+from cluster.kubernetes.render import render
+from tests.kubernetes.accepted import crds, only
 from tests.kubernetes.specs import A100_GROUP, app, job, spec
 
 QUEUES = {
@@ -52,6 +54,28 @@ def test_in_a_shared_cluster_the_cluster_is_queued_not_the_jobs_that_find_it_run
     assert QUEUES["kueue"] not in only(rayjob(shared, job()), "RayJob")["metadata"]["labels"]
 
 
-def test_serving_waits_in_no_queue():
+@pytest.mark.parametrize("kind", ["volcano", "kai"])
+def test_serving_is_in_the_queue_where_one_scheduler_gets_all_of_rays_pods(kind: str):
+    """KubeRay copies the label from the RayService to its RayClusters, and from them to their pods."""
+    queued = spec(queueing={"kind": kind, "queue": "team-a"})
+    labels = rayservice(queued, [app()])["metadata"]["labels"]
+    assert {key: labels.get(key) for key in QUEUES.values()} == {
+        key: "team-a" if key == QUEUES[kind] else None for key in QUEUES.values()
+    }
+
+
+def test_serving_waits_in_no_queue_of_kueue():
     queued = spec(queueing={"kind": "kueue", "queue": "team-a"})
     assert not set(QUEUES.values()) & rayservice(queued, [app()])["metadata"]["labels"].keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "cluster"),
+    # Volcano and "shared" the spec refuses.
+    [("kai", "own"), ("kai", "serving"), ("kai", "shared"), ("volcano", "own"), ("volcano", "serving"),
+     ("kueue", "own"), ("kueue", "serving"), ("kueue", "shared")],
+)  # fmt: skip
+def test_nothing_that_brings_rays_pods_is_left_out_of_the_queue_of_its_scheduler(kind: str, cluster: str):
+    queued = spec(queueing={"kind": kind, "queue": "team-a"}, training={"cluster": cluster})
+    said = [str(fault) for fault in check(render(queued, apps=[app()], jobs=[job()]), crds())]
+    assert said == []

@@ -95,5 +95,18 @@ def test_the_command_shows_objects_conditions_and_troubles(
     assert "http://lab-endpoint.tandem-lab.svc:8000/v1" in shown
 
 
+def test_an_account_of_one_namespace_sees_what_is_there_and_is_told_what_it_may_not_look_at(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    on_nfs = {"store": {"nfs": {"server": "10.0.0.9", "path": "/export"}}}
+    applied(kubernetes, **on_nfs)
+    kubernetes_api.only_in = PLACE
+    found = status(kubernetes, spec(**QUIET))
+    assert "lab-serve" in {one.name for one in found.objects}
+    assert found.troubles == ()
+    (told,) = status(kubernetes, spec(**QUIET, **on_nfs)).troubles
+    assert told.startswith("not looked at: PersistentVolumes: you may not list it")
+
+
 def test_a_cluster_that_is_not_there_is_told_so(spec_file: Path, kubeconfig: None) -> None:
     assert "Nothing of lab is in namespace tandem-lab" in run("status", str(spec_file)).output

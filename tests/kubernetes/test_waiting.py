@@ -132,6 +132,27 @@ def test_a_job_that_failed_ends_the_wait(kubernetes: Kubernetes, kubernetes_api:
         wait(kubernetes, one, manifests, timeout_s=30)
 
 
+def test_why_a_submission_failed_is_told_in_its_own_words(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    one = spec(**QUIET, training={"cluster": "serving"})
+    manifests = render(one, apps=[app()], jobs=[job()])
+    apply(kubernetes, one, manifests)
+    (name,) = kubernetes_api.names("Job")
+    for at, line in enumerate(("first", "dataset is 'nobody'")):
+        began = {"phase": "Failed", "startTime": f"2026-11-27T10:00:0{at}Z"}
+        tried = pod(f"{name}-{at}", role="submitter", group=None, part="training", ready=False, **began)
+        tried["metadata"]["labels"]["batch.kubernetes.io/job-name"] = name
+        kubernetes_api.put(tried)
+        kubernetes_api.logs[PLACE, f"{name}-{at}"] = f"started\n{line}\n"
+    failed = condition("Failed", message="Job has reached the specified backoff limit")
+    kubernetes_api.set_status("Job", name, {"conditions": [failed]}, namespace=PLACE)
+    with pytest.raises(
+        ClusterError, match="(?s)backoff limit.*a try failed.*started\n    dataset is 'nobody'"
+    ):
+        wait(kubernetes, one, manifests, timeout_s=30)
+
+
 def test_a_job_is_waited_for_until_it_runs_not_until_it_ends(
     kubernetes: Kubernetes, kubernetes_api: Cluster
 ) -> None:

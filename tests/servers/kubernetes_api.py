@@ -111,7 +111,7 @@ class _Server:
     async def _of_kind(
         self, request: web.BaseRequest, kind: Kind, namespace: str | None, way: list[str]
     ) -> web.StreamResponse:
-        self._authorize(request, kind, way)
+        self._authorize(request, kind, namespace, way)
         if way[1:] == ["portforward"]:
             return await forward(request, self.cluster.port_of(namespace, way[0]))
         if not way and request.query.get("watch"):
@@ -129,9 +129,13 @@ class _Server:
                 return self._collection(request, kind, namespace, body)
             return self._object(request, kind, namespace, way[0], body)
 
-    def _authorize(self, request: web.BaseRequest, kind: Kind, way: list[str]) -> None:
+    def _authorize(self, request: web.BaseRequest, kind: Kind, namespace: str | None, way: list[str]) -> None:
         verb = "list" if request.method == "GET" and not way else _VERBS[request.method]
-        if (verb, kind.plural) in self.cluster.forbidden:
+        if kind.name == "Namespace" and verb == "get":
+            # The API server takes it for a request in that namespace.
+            namespace = way[0]
+        outside = self.cluster.only_in not in (None, namespace)
+        if outside or (verb, kind.plural) in self.cluster.forbidden:
             raise status.forbidden(verb, kind.plural)
 
     def _collection(

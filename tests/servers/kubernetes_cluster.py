@@ -26,6 +26,8 @@ class Cluster:
         """(method, path) of every request."""
         self.forbidden: set[tuple[str, str]] = set()
         """(verb, plural) that the account may not."""
+        self.only_in: str | None = None
+        """The only namespace in which the account may do anything, as with a RoleBinding; None: in all."""
         self.outage = 0
         """So many requests more are answered 503, as while an API server is upgraded."""
         self.ports: dict[tuple[str, str], int] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,12 +10,17 @@ from cluster.kubernetes.faults import Fault
 from cluster.kubernetes.lints.parts import is_rays, mapping, pod_templates, ray_cluster, worker_groups
 from cluster.kubernetes.names import LONGEST
 from cluster.kubernetes.workloads import Manifest
+from cluster.name_rules import (
+    LABEL_CHARS,
+    SUBDOMAIN_CHARS,
+    is_annotation_key,
+    is_dns_1035,
+    is_dns_label,
+    is_label_key,
+    is_label_value,
+    is_object_name,
+)
 
-_DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-_DNS_1123 = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-_SUBDOMAIN = re.compile(rf"{_DNS_1123.pattern}(\.{_DNS_1123.pattern})*")
-_LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
-_PREFIX_CHARS, _LABEL_CHARS = 253, 63
 _FREE = ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
 """Their names may hold colons and more."""
 
@@ -27,8 +31,8 @@ def lint(manifest: Manifest) -> Iterator[Fault]:
     if isinstance(metadata.get("name"), str):
         yield from _name(manifest, metadata["name"])
     namespace = metadata.get("namespace")
-    if isinstance(namespace, str) and not _fits(_DNS_1123, namespace, _LABEL_CHARS):
-        yield _bad("metadata.namespace", namespace, _LABEL_CHARS, "lower-case letters, digits and hyphens")
+    if isinstance(namespace, str) and not is_dns_label(namespace):
+        yield _bad("metadata.namespace", namespace, LABEL_CHARS, "lower-case letters, digits and hyphens")
     yield from _labels("metadata", metadata)
     for pod in pod_templates(manifest):
         if pod.at:
@@ -41,51 +45,45 @@ def lint(manifest: Manifest) -> Iterator[Fault]:
 def _name(manifest: Manifest, name: str) -> Iterator[Fault]:
     kind = str(manifest.get("kind"))
     if is_rays(manifest) and kind in LONGEST:
-        if not _fits(_DNS_1035, name, LONGEST[kind]):
+        if not is_dns_1035(name, LONGEST[kind]):
             letters = "lower-case letters, digits and hyphens, beginning with a letter"
             yield _bad("metadata.name", name, LONGEST[kind], letters)
     elif kind in ("Service", "Namespace"):
-        pattern = _DNS_1035 if kind == "Service" else _DNS_1123
-        if not _fits(pattern, name, _LABEL_CHARS):
-            yield _bad("metadata.name", name, _LABEL_CHARS, "lower-case letters, digits and hyphens")
-    elif not (kind in _FREE and is_core(str(manifest.get("apiVersion")))) and not _fits(
-        _SUBDOMAIN, name, 253
-    ):
-        yield _bad("metadata.name", name, 253, "lower-case letters, digits, hyphens and dots")
+        fits = is_dns_1035 if kind == "Service" else is_dns_label
+        if not fits(name):
+            yield _bad("metadata.name", name, LABEL_CHARS, "lower-case letters, digits and hyphens")
+    elif not (kind in _FREE and is_core(str(manifest.get("apiVersion")))) and not is_object_name(name):
+        yield _bad("metadata.name", name, SUBDOMAIN_CHARS, "lower-case letters, digits, hyphens and dots")
 
 
 def _group(where: str, group: dict[str, Any]) -> Iterator[Fault]:
     name = group.get("groupName")
-    if isinstance(name, str) and not _fits(_DNS_1123, name, _LABEL_CHARS):
+    if isinstance(name, str) and not is_dns_label(name):
         yield _bad(
-            f"{where}.groupName", name, _LABEL_CHARS,
+            f"{where}.groupName", name, LABEL_CHARS,
             "lower-case letters, digits and hyphens: pods' names hold it",
         )  # fmt: skip
 
 
 def _labels(path: str, metadata: dict[str, Any]) -> Iterator[Fault]:
-    for key, value in mapping(metadata, "labels").items():
-        where = f"{path}.labels.{key}"
-        if not _is_key(str(key)):
-            yield Fault(where, value, "That is no key of a label.", "Write name or example.com/name.")
-        if isinstance(value, str) and not _fits(_LABEL, value, _LABEL_CHARS):
-            yield _bad(where, value, _LABEL_CHARS, "letters, digits, hyphens, underscores and dots")
+    yield from label_faults(f"{path}.labels", mapping(metadata, "labels"))
     for key in mapping(metadata, "annotations"):
-        if not _is_key(str(key)):
+        if not is_annotation_key(str(key)):
             yield Fault(
                 f"{path}.annotations.{key}", None, "That is no key of an annotation.",
                 "Write name or example.com/name.",
             )  # fmt: skip
 
 
-def _is_key(key: str) -> bool:
-    prefix, slash, name = key.rpartition("/")
-    good_prefix = not slash or _fits(_SUBDOMAIN, prefix, _PREFIX_CHARS)
-    return good_prefix and bool(name) and _fits(_LABEL, name, _LABEL_CHARS)
-
-
-def _fits(pattern: re.Pattern[str], text: str, most: int) -> bool:
-    return len(text) <= most and bool(pattern.fullmatch(text))
+def label_faults(where: str, labels: dict[str, Any]) -> Iterator[Fault]:
+    """Keys and values that no label can have, of an object or, in a nodeSelector, of a node."""
+    for key, value in labels.items():
+        if not is_label_key(str(key)):
+            yield Fault(
+                f"{where}.{key}", value, "That is no key of a label.", "Write name or example.com/name."
+            )
+        if isinstance(value, str) and not is_label_value(value):
+            yield _bad(f"{where}.{key}", value, LABEL_CHARS, "letters, digits, hyphens, underscores and dots")
 
 
 def _bad(field: str, value: str, most: int, letters: str) -> Fault:

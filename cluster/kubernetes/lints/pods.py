@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cluster.kubernetes.faults import Fault
+from cluster.kubernetes.lints.names import label_faults
 from cluster.kubernetes.lints.parts import At, PodTemplate, mapping, pod_templates, rows, whole
 from cluster.kubernetes.workloads import Manifest
+from cluster.name_rules import is_label_key, is_label_value, is_object_name
 
 _CONTAINER_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _PORT_NAME = re.compile(r"(?=.*[a-z])[a-z0-9]([-a-z0-9]*[a-z0-9])?")
@@ -32,6 +34,7 @@ def lint(manifest: Manifest) -> Iterator[Fault]:
         for container in pod.containers():
             yield from _container(pod, container)
         yield from _scheduling(pod)
+        yield from _nodes(pod)
         yield from _user(pod)
 
 
@@ -127,6 +130,11 @@ def _scheduling(pod: PodTemplate) -> Iterator[Fault]:
             yield Fault(
                 f"{at}.value", toleration["value"], "Exists compares nothing.", "Write operator: Equal."
             )
+        key, value = toleration.get("key"), toleration.get("value")
+        if isinstance(key, str) and key and not is_label_key(key):
+            yield Fault(f"{at}.key", key, "No taint can have this key.", "Write name or example.com/name.")
+        if isinstance(value, str) and not is_label_value(value):
+            yield Fault(f"{at}.value", value, "No taint can have this value.", "Copy the taint's own.")
         if "tolerationSeconds" in toleration and toleration.get("effect") != "NoExecute":
             yield Fault(
                 f"{at}.effect", toleration.get("effect"), "tolerationSeconds need it.", "Write NoExecute."
@@ -146,6 +154,21 @@ def _scheduling(pod: PodTemplate) -> Iterator[Fault]:
             yield Fault(f"{at}.values", expression.get("values"), why, "Change operator or values.")
 
 
+def _nodes(pod: PodTemplate) -> Iterator[Fault]:
+    """Labels of nodes that no node can have."""
+    yield from label_faults(pod.field("spec.nodeSelector"), mapping(pod.spec, "nodeSelector"))
+    for at, expression in _expressions(pod):
+        key, values = expression.get("key"), expression.get("values")
+        if isinstance(key, str) and not is_label_key(key):
+            yield Fault(f"{at}.key", key, "No node can have this label.", "Write name or example.com/name.")
+        for index, value in enumerate(values if isinstance(values, list) else ()):
+            if isinstance(value, str) and not is_label_value(value):
+                yield Fault(
+                    f"{at}.values[{index}]", value, "No label can have this value.",
+                    "Copy that of the nodes: kubectl get nodes --show-labels.",
+                )  # fmt: skip
+
+
 def _expressions(pod: PodTemplate) -> Iterator[At]:
     """What the pod wants of its node."""
     path = "affinity.nodeAffinity"
@@ -157,6 +180,12 @@ def _expressions(pod: PodTemplate) -> Iterator[At]:
 
 
 def _user(pod: PodTemplate) -> Iterator[Fault]:
+    account = pod.spec.get("serviceAccountName")
+    if isinstance(account, str) and account and not is_object_name(account):
+        yield Fault(
+            pod.field("spec.serviceAccountName"), account, "No service account can be called so.",
+            "Use lower-case letters, digits, hyphens and dots.",
+        )  # fmt: skip
     security = mapping(pod.spec, "securityContext")
     if security.get("runAsNonRoot") and security.get("runAsUser") == 0:
         yield Fault(

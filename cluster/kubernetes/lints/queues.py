@@ -9,6 +9,7 @@ from cluster.kubernetes.lints.parts import is_rays, mapping, ray_cluster, ray_jo
 from cluster.kubernetes.workloads import Manifest
 
 KUEUE, VOLCANO, KAI = "kueue.x-k8s.io/queue-name", "volcano.sh/queue-name", "kai.scheduler/queue"
+NOT_WITH_VOLCANO = "An operator with Volcano begins no job in a cluster that is there already."
 _ELASTIC = "kueue.x-k8s.io/elastic-job"
 
 
@@ -24,10 +25,21 @@ def lint(manifest: Manifest) -> Iterator[Fault]:
             f"The object is in a queue of {queues[0].split('/')[0]}, too, and an operator has one scheduler.",
             "Leave one of the labels out.",
         )  # fmt: skip
+    if VOLCANO in labels:
+        yield from _volcano(manifest)
     if KAI in labels:
         yield from _kai(manifest)
     if KUEUE in labels:
         yield from _kueue(manifest)
+
+
+def _volcano(manifest: Manifest) -> Iterator[Fault]:
+    job = ray_job(manifest)
+    if job and job[1].get("clusterSelector"):
+        yield Fault(
+            f"{job[0]}.clusterSelector", job[1]["clusterSelector"], NOT_WITH_VOLCANO,
+            "Write rayClusterSpec: a cluster of the job's own.",
+        )  # fmt: skip
 
 
 def _kai(manifest: Manifest) -> Iterator[Fault]:
