@@ -18,12 +18,14 @@ class Card:
     """Ray's number of it on its node, from 0 on."""
 
     memory_bytes: int | None
-    """None where nobody knows: a product that is not in the catalogue."""
+    """Of the largest product that it may be, until NVML was read. None where nobody knows: a product that is
+    not in the catalogue."""
 
     product: str | None = None
     """As NVML spells it, ``NVIDIA A100-SXM4-80GB``; None for a logical card."""
 
     uuid: str | None = None
+    """None until NVML was read."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,19 @@ class Inventory:
             if node.accelerator_type and node.cards:
                 found[node.accelerator_type] = found.get(node.accelerator_type, 0.0) + len(node.cards)
         return found
+
+    @property
+    def products(self) -> list[str]:
+        """Ray's words for them, the one with the smallest cards first, one that nobody knows last."""
+        largest = {
+            name: max(
+                card.memory_bytes or float("inf")
+                for node in self.with_product(name).nodes
+                for card in node.cards
+            )
+            for name in self.accelerators
+        }
+        return sorted(largest, key=lambda name: (largest[name], name))
 
     @property
     def most_cards_on_a_node(self) -> int:

@@ -14,6 +14,9 @@ _PREFIX = "accelerator_type:"
 def node_of(node_id: str, resources: Mapping[str, Any], *, address: str = "") -> Node:
     """One node.
 
+    Several products may answer to Ray's word (``A100``: 40 or 80 GB): its cards are taken for the largest, so
+    that nothing is refused which they may hold. The ledger reads NVML, and has the last word.
+
     Args:
         resources: All that it has, as Ray tells it: ``{"CPU": 8.0, "GPU": 2.0, "memory": 3e10,
             "accelerator_type:A100": 1.0}``. GPUs without an accelerator type are logical: ``--num-gpus`` on a
@@ -23,7 +26,7 @@ def node_of(node_id: str, resources: Mapping[str, Any], *, address: str = "") ->
         (name.removeprefix(_PREFIX) for name in sorted(resources) if name.startswith(_PREFIX)), None
     )
     count, memory_bytes = int(resources.get("GPU", 0)), int(resources.get("memory", 0))
-    gpu = find(accelerator_type) if accelerator_type else None
+    gpu = find(accelerator_type, largest=True) if accelerator_type else None
     card_bytes: int | None = memory_bytes // max(1, count)
     if accelerator_type is not None:
         card_bytes = gpu.memory_bytes if gpu else None

@@ -20,6 +20,11 @@ from runtime.core.errors import ConfigError
 _USUAL_CLASS: dict[Kind, str] = {"serve": "serving", "train": "training", "other": "batch"}
 
 
+_MOST_BYTES = 1 << 48
+"""256 TiB of one node, card or worker: what is counted in 64 bits stays exact when it is added up."""
+_MOST_CPUS = 1_000_000.0
+
+
 def _numbered(name: str, count: int) -> list[str]:
     """Numbers of one width, so that the order by name is that by number."""
     width = len(str(count - 1))
@@ -39,17 +44,17 @@ class SimulatedNodes(ConfigModel):
     """Several nodes are called ``<name>-0``, ``<name>-1``, and so on."""
 
     count: int = Field(1, ge=1, le=100_000)
-    cpus: float = Field(ge=0)
+    cpus: float = Field(ge=0, le=_MOST_CPUS, allow_inf_nan=False)
     """Of each node, as ``memory`` and ``gpus``."""
 
-    memory: ByteSize = Field(ge=0)
+    memory: ByteSize = Field(ge=0, le=_MOST_BYTES)
     """What Ray may hand out: ``900GiB``."""
 
     gpus: int = Field(0, ge=0, le=255)
     accelerator_type: str | None = None
     """The GPU product, in Ray's words (``A100``)."""
 
-    gpu_memory: ByteSize | None = Field(None, gt=0)
+    gpu_memory: ByteSize | None = Field(None, gt=0, le=_MOST_BYTES)
     """Of each GPU: ``80GiB``. Default: what the catalogue says of ``accelerator_type``."""
 
     @model_validator(mode="after")
@@ -127,33 +132,33 @@ class Arrival(ConfigModel):
     count: int = Field(1, ge=1, le=100_000)
     """Several are called ``<name>-0``, ``<name>-1``, and so on."""
 
-    at_s: float = Field(0.0, ge=0)
+    at_s: float = Field(0.0, ge=0, allow_inf_nan=False)
     """When the first is submitted."""
 
-    every_s: float = Field(0.0, ge=0)
+    every_s: float = Field(0.0, ge=0, allow_inf_nan=False)
     """How long after it the next one is."""
 
-    duration_s: float | None = Field(None, gt=0)
+    duration_s: float | None = Field(None, gt=0, allow_inf_nan=False)
     """How long each runs once it has its place. Default: to the end of all, as a serve app does."""
 
     kind: Kind = "train"
     priority: str | None = None
     """Class in the queue. Default: ``serving`` for ``serve``, ``training`` for ``train``, else ``batch``."""
 
-    num_replicas: int = Field(1, ge=1)
+    num_replicas: int = Field(1, ge=1, le=100_000)
     """Groups of workers that are spread over nodes, for ``kind: serve``."""
 
-    num_workers: int = Field(1, ge=1)
+    num_workers: int = Field(1, ge=1, le=100_000)
     """Workers of a run, or of each replica: tensor x pipeline parallel size."""
 
     gpus_per_worker: float = Field(0, ge=0, le=1)
     """0, a fraction, or 1."""
 
-    cpus_per_worker: float = Field(0, ge=0)
-    memory_per_worker: ByteSize = Field(ByteSize(0), ge=0)
+    cpus_per_worker: float = Field(0, ge=0, le=_MOST_CPUS, allow_inf_nan=False)
+    memory_per_worker: ByteSize = Field(ByteSize(0), ge=0, le=_MOST_BYTES)
     """Of the node's memory."""
 
-    gpu_memory_per_worker: ByteSize = Field(ByteSize(0), ge=0)
+    gpu_memory_per_worker: ByteSize = Field(ByteSize(0), ge=0, le=_MOST_BYTES)
     """What its share of a card must hold at least."""
 
     accelerator_type: str | None = None

@@ -74,12 +74,12 @@ def sweep(
 def _planned(source: str, address: str | None, store: str | None) -> Any:
     """Before a cluster is started: a wrong spec costs no wait."""
     from cluster import local
-    from cluster.rest import inventory
+    from cluster.ledger.shown import at_its_largest
     from runtime.sweep import plan_of
     from storage.store import open_store
 
     url = local.dashboard_of(address)
-    nodes = inventory(url) if url else local.expected(local.LocalClusterSpec())
+    nodes = at_its_largest(url) if url else local.expected(local.LocalClusterSpec())
     return plan_of(source, store=open_store(store), inventory=nodes)
 
 

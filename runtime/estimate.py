@@ -25,6 +25,7 @@ from serve_apps.spec import ServeSpec
 from storage.store import Store, open_store
 from train_jobs import estimate as training
 from train_jobs.advice import Draft
+from train_jobs.estimate import TrainEstimate, on_nodes
 from train_jobs.plan import TrainPlan, resolve
 from train_jobs.plan_memory import device_of as device_of_training
 from train_jobs.plan_memory import estimate_plan
@@ -144,9 +145,13 @@ def estimate_source(source: Source, store: Store, *, inventory: Inventory, gpu: 
     device = _trains_on(plan, source, inventory)
     if gpu is not None and device is not None and device.gpu is not None:
         device = share_of(gpu, device.share)
-    found = device and estimate_plan(plan, store=store, inventory=inventory, device=device)
+    found = device and estimate_plan(
+        plan, store=store, inventory=inventory, device=device, accelerator_type=plan.accelerator_type
+    )
     if not found:
         raise _not_known(plan.base)
+    nodes = inventory.with_product(plan.accelerator_type) if plan.accelerator_type else inventory
+    found = on_nodes(found, _most_memory(nodes))
     hardware = training.hardware_for(found.draft, model=found.shape.model, gpus=_one_of_each())
     speed = found.speed
     figures: dict[str, Any] = {"tokens_per_step": found.shape.tokens * _micro_batches(plan)}
@@ -161,7 +166,7 @@ def estimate_source(source: Source, store: Store, *, inventory: Inventory, gpu: 
         workers=plan.num_workers,
         hardware=_rows(hardware),
         figures=figures,
-        **_common(found.estimate, found.device, found.estimate.device_bytes, found.ways),
+        **_common(found, found.estimate, found.device, found.estimate.device_bytes),
     )
 
 
@@ -180,13 +185,18 @@ def estimate_app(spec: ServeSpec, store: Store, *, inventory: Inventory, gpu: Gp
         gpus=plan.spec.resources.gpus or 0.0,
         memory_bytes=spec.resources.memory_bytes,
         workers=workers,
+        accelerator_type=plan.accelerator_type,
     )
     if model is None or device is None:
         raise _not_known(plan.spec.model)
     if gpu is not None and device.gpu is not None:
         device = share_of(gpu, device.share)
     found = serving.estimate_serve(
-        plan.engine, model=model, device=device, most_gpus=inventory.most_cards_on_a_node
+        plan.engine,
+        model=model,
+        device=device,
+        most_gpus=inventory.most_cards_on_a_node,
+        node_bytes=_most_memory(inventory) if spec.resources.memory_bytes else None,
     )
     cache = Term(
         "KV cache",
@@ -194,7 +204,7 @@ def estimate_app(spec: ServeSpec, store: Store, *, inventory: Inventory, gpu: Gp
         f"{found.estimate.bytes_per_token:,} B a token",
         "vLLM, kv_cache_interface",
     )
-    common = _common(found.estimate.fixed, found.allowed, found.estimate.least_bytes, found.ways)
+    common = _common(found, found.estimate.fixed, found.allowed, found.needed_bytes)
     return Report(
         kind="serve",
         name=spec.name,
@@ -202,12 +212,12 @@ def estimate_app(spec: ServeSpec, store: Store, *, inventory: Inventory, gpu: Gp
         workers=workers,
         hardware=_rows(serving.hardware_for(spec.engine, model=model, gpus=_one_of_each())),
         figures={
-            "max_model_len": found.shape.max_model_len,
+            "max_model_len": found.max_model_len,
             "kv_cache_tokens": found.tokens,
             "sequences": found.sequences,
             "largest_max_model_len": found.largest_max_model_len,
         },
-        **{**common, "fits": found.fits, "terms": [cache, *common["terms"]]},
+        **{**common, "terms": [*([cache] if found.estimate.cache else []), *common["terms"]]},
     )
 
 
@@ -336,6 +346,11 @@ def _rows(found: list[Hardware]) -> list[dict[str, Any]]:
     ]
 
 
+def _most_memory(inventory: Inventory) -> int | None:
+    """What the largest node hands out."""
+    return max((node.memory_bytes for node in inventory.nodes), default=0) or None
+
+
 def _trains_on(plan: TrainPlan, source: Source, inventory: Inventory) -> Device | None:
     return device_of_training(
         inventory=inventory,
@@ -350,17 +365,18 @@ def _micro_batches(plan: TrainPlan) -> int:
     return plan.num_workers * int(plan.llamafactory.get("gradient_accumulation_steps", 1))
 
 
-def _common(estimate: Estimate, device: Device, needed_bytes: int, ways: Iterable[Any]) -> dict[str, Any]:
-    known = device.available_bytes is not None
+def _common(
+    found: TrainEstimate | serving.ServeEstimate, estimate: Estimate, device: Device, needed_bytes: int
+) -> dict[str, Any]:
     return {
         "device": device.name,
         "needed_bytes": needed_bytes,
         "host_bytes": estimate.host_bytes,
         "available_bytes": device.available_bytes,
-        "fits": not device.short_bytes(needed_bytes) if known else None,
-        "verdict": device.verdict(needed_bytes),
+        "fits": found.fits,
+        "verdict": found.verdict,
         "terms": [*estimate.at_peak, *estimate.on_host],
-        "ways": [str(way) for way in ways],
+        "ways": [str(way) for way in found.ways],
     }
 
 

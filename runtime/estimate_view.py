@@ -41,7 +41,7 @@ def _parts(report: Report) -> list[RenderableType]:
         shown.append(Text(f"Beside it {gib(report.host_bytes)} of its node's memory for each worker."))
     shown += [Text(line) for line in _figures(report)]
     if report.fits is False:
-        shown.append(Text("It fits with:" if report.ways else "No change of the spec makes it fit."))
+        shown.append(Text("It fits with:" if report.ways else "No change that is tried here makes it fit."))
         shown += [Text(f"  {way}") for way in report.ways]
     if report.hardware:
         rows = [_hardware_row(row) for row in report.hardware[:_HARDWARE_SHOWN]]

@@ -8,7 +8,7 @@ from cluster import local
 from cluster.applications import http_host
 from cluster.inventory import Inventory
 from cluster.ledger.shown import at_its_largest
-from cluster.rest import checked_url, inventory
+from cluster.rest import checked_url
 from runtime.core.config import blamed_on, load_spec
 from serve_apps.plan import ServePlan, plan_serve
 from serve_apps.spec import ServeSpec
@@ -40,4 +40,4 @@ def nodes_at(address: str | None) -> Inventory:
     url = local.dashboard_of(address)
     if url is None:
         return local.expected(local.LocalClusterSpec())
-    return at_its_largest(url) if address else inventory(url)
+    return at_its_largest(url)

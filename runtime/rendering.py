@@ -136,11 +136,10 @@ def train_job(job: TrainSpec, spec: ClusterSpec, store: Store | None, *, origin:
     """What rendering needs of a training job. With a store its model and datasets are looked up, and it must
     fit."""
     resolved, inventory = resolve(job), spec.inventory()
-    if store is not None:
-        plan_train(resolved, store=store, inventory=inventory, origin=origin)
+    plan = plan_train(resolved, store=store, inventory=inventory, origin=origin) if store else None
     gpus_per_worker = capacity.gpus_per_worker(resolved.scaling, inventory.resources)
     wanted = resolved.scaling.accelerator_type
-    product, _ = accelerators.choose(
+    first, *_ = accelerators.choices(
         wanted,
         num_workers=resolved.scaling.min_workers,
         gpus_per_worker=gpus_per_worker,
@@ -155,7 +154,7 @@ def train_job(job: TrainSpec, spec: ClusterSpec, store: Store | None, *, origin:
         cpus_per_worker=resolved.scaling.cpus_per_worker,
         gpus_per_worker=gpus_per_worker,
         memory_bytes_per_worker=resolved.scaling.memory_bytes_per_worker or 0,
-        accelerator_type=wanted if wanted == accelerators.ANY else product,
+        accelerator_type=wanted if wanted == accelerators.ANY else plan.accelerator_type if plan else first,
     )
 
 

@@ -24,7 +24,7 @@ from cluster.environments import check_pair
 from cluster.inventory import Inventory
 from cluster.ledger.shown import at_its_largest, picture, refuse_without_room
 from cluster.ray_settings import JOB_STOP_S
-from cluster.rest import checked_url, cluster_resources, inventory, ray_version
+from cluster.rest import checked_url, cluster_resources, ray_version
 from runtime.adapters import AppAdapters
 from runtime.app import App
 from runtime.core.config import blamed_on, load_spec, origin_of
@@ -324,7 +324,7 @@ class Tandem:
 
     def inventory(self) -> Inventory:
         """Its living nodes and their cards, and those that it may still get."""
-        return inventory(self.dashboard_url) if self._local else at_its_largest(self.dashboard_url)
+        return at_its_largest(self.dashboard_url)
 
     def _plan_train(self, spec: TrainSource) -> tuple[TrainSpec, TrainPlan]:
         with blamed_on(spec):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from cluster.estimator.advice import Change
+from cluster.estimator.device import Device
 from cluster.estimator.model import ModelShape
 from cluster.estimator.serving import ServingEstimate
+from serve_apps.memory import DEFAULT_UTILIZATION
 
 Engine = Mapping[str, Any]
 _LEAST_MODEL_LEN = 1024
@@ -15,18 +18,20 @@ _MOST_WORKERS = 8
 
 
 def changes(
-    model: ModelShape, *, on_gpu: bool, estimate: ServingEstimate, budget_bytes: int, most_gpus: int
+    model: ModelShape, *, device: Device, estimate: ServingEstimate, budget_bytes: int, most_gpus: int
 ) -> list[Change[Engine]]:
     """Changes of ``engine``.
 
     Args:
         model: What it serves.
+        device: What each of its workers has.
         estimate: Of the engine as it is.
         budget_bytes: What each of its workers may take.
         most_gpus: GPUs that one replica could have.
     """
-    found = [_shorter(estimate, budget_bytes)]
-    if on_gpu:
+    found = [_cache_of_a_size(estimate, device), _shorter(estimate, budget_bytes)]
+    if device.gpu is not None:
+        found.insert(0, _more_of_the_card(estimate, device))
         found += [
             _set("max_num_seqs", 64, when=lambda engine: _above(engine, "max_num_seqs", 64)),
             _set("enforce_eager", True, when=lambda engine: not engine.get("enforce_eager")),
@@ -38,12 +43,51 @@ def changes(
     return found
 
 
-def _shorter(estimate: ServingEstimate, budget_bytes: int) -> Change[Engine]:
-    """The longest context that the cache has room for as things are, in whole 256s."""
-    fitting = estimate.tokens(budget_bytes) // 256 * 256
-    shorter = max(_LEAST_MODEL_LEN, fitting)
+def utilization_for(needed_bytes: int, device: Device) -> float:
+    """The least ``gpu_memory_utilization``, in hundredths of the card, with which vLLM takes so much."""
+    whole = (device.available_bytes or 0) / device.share
+    return math.ceil(100 * needed_bytes / max(1.0, whole)) / 100
+
+
+def _more_of_the_card(estimate: ServingEstimate, device: Device) -> Change[Engine]:
+    """vLLM takes more of what the app holds; at most what it takes unasked: beyond that it may not start."""
+    enough = utilization_for(estimate.least_bytes, device)
 
     def apply(engine: Engine) -> Engine | None:
+        said = engine.get("gpu_memory_utilization")
+        if said is None or not said < enough <= DEFAULT_UTILIZATION * device.share:
+            return None
+        return {**engine, "gpu_memory_utilization": enough}
+
+    return Change(f"engine.gpu_memory_utilization: {enough}", apply)
+
+
+def _cache_of_a_size(estimate: ServingEstimate, device: Device) -> Change[Engine]:
+    """As large as one sequence, or as the device has room for."""
+    room = estimate.cache_bytes(device.available_bytes or 0)
+
+    def apply(engine: Engine) -> Engine | None:
+        asked = engine.get("kv_cache_memory_bytes")
+        if not isinstance(asked, int):
+            return None
+        fitting = max(asked, estimate.bytes_per_sequence)
+        fitting = fitting if device.available_bytes is None else min(fitting, room)
+        return {**engine, "kv_cache_memory_bytes": fitting} if 0 < fitting != asked else None
+
+    def words(engine: Engine) -> str:
+        return f"engine.kv_cache_memory_bytes: {engine['kv_cache_memory_bytes']}"
+
+    return Change("engine.kv_cache_memory_bytes", apply, words)
+
+
+def _shorter(estimate: ServingEstimate, budget_bytes: int) -> Change[Engine]:
+    """The longest context that the cache has room for as things are, in whole 256s."""
+    longest = estimate.longest(budget_bytes)
+
+    def apply(engine: Engine) -> Engine | None:
+        if longest is None:
+            return None
+        shorter = max(_LEAST_MODEL_LEN, longest // 256 * 256)
         return {**engine, "max_model_len": shorter} if shorter < estimate.max_model_len else None
 
     return Change("engine.max_model_len", apply, _length_words)

@@ -4,22 +4,24 @@ Plain Ray tools use it too: ``import_path: serve_apps.build:build_app`` with the
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
 from ray import serve
+from ray._private.state import available_resources_per_node
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
 from cluster.environments import check_pair, interpreter, process_env
 from cluster.haproxy_rules import BY_PREFIX
 from cluster.inventory import Inventory
+from cluster.ledger.client import as_read
 from cluster.nodes import node_of
 from cluster.nodes_to_come import at_its_largest
 from runtime.core.config import load_spec
 from serve_apps.autoscaling import autoscaling_config
 from serve_apps.deployment import VllmReplica
-from serve_apps.plan import ServePlan, plan_serve
+from serve_apps.plan import ServePlan, pinned_to, plan_serve
 from serve_apps.room import wait_for_room
 from serve_apps.spec import ServeSpec
 from storage.store import open_store
@@ -44,12 +46,16 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         spec,
         store=open_store(spec.store),
         inventory=at_its_largest(
-            Inventory.of(node_of(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"])
+            as_read(
+                Inventory.of(
+                    node_of(node["NodeID"], node["Resources"]) for node in ray.nodes() if node["Alive"]
+                )
+            )
         ),
         http_host=_http_host(),
     )
     wait_for_room(plan)
-    return deploy(plan, free_resources=ray.available_resources())
+    return deploy(plan, free_resources=free_for(plan, available_resources_per_node().values()))
 
 
 def _http_host() -> str | None:
@@ -62,7 +68,7 @@ def deploy(plan: ServePlan, *, free_resources: Mapping[str, float]) -> serve.App
     """The deployment of a plan: its replicas start in the serve environment of the node they land on.
 
     Args:
-        free_resources: What nobody on the cluster has reserved now, in Ray's names.
+        free_resources: What nobody has reserved now of the nodes that a replica may be on, in Ray's names.
     """
     spec = plan.spec
     over_nodes = {"placement_group_bundles": plan.placement_group_bundles, "placement_group_strategy": "PACK"}
@@ -83,11 +89,29 @@ def deploy(plan: ServePlan, *, free_resources: Mapping[str, float]) -> serve.App
             graceful_shutdown_timeout_s=spec.graceful_shutdown_timeout_s,
             # The door writes a line per request, and at a replica's speed a second one costs.
             logging_config={"enable_access_log": False},
-            ray_actor_options={**plan.ray_actor_options, "runtime_env": _runtime_env(plan)},
+            ray_actor_options={
+                **plan.ray_actor_options,
+                # A replica over nodes is where its bundles are.
+                "resources": {} if plan.placement_group_bundles else pinned_to(plan.accelerator_type),
+                "runtime_env": _runtime_env(plan),
+            },
             **(over_nodes if plan.placement_group_bundles else {}),
         )
         .bind(plan.model_dump(mode="json"))
     )
+
+
+def free_for(plan: ServePlan, free: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """What nobody has reserved of the nodes that a replica may be on: those of its product.
+
+    Args:
+        free: Of each node, in Ray's names.
+    """
+    found: dict[str, float] = {}
+    for node in free:
+        if all(name in node for name in pinned_to(plan.accelerator_type)):
+            found |= {name: found.get(name, 0.0) + amount for name, amount in node.items()}
+    return found
 
 
 def _surge_percent(plan: ServePlan, free_resources: Mapping[str, float]) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from cluster.estimator.device import Device
 from cluster.estimator.model import ModelShape
 from runtime.core.errors import ConfigError
+from serve_apps.memory import default_utilization
 from serve_apps.plan_memory import cpu_cache_bytes
 
 # One process fewer than vLLM's default for CPU: the worker lives inside the EngineCore process, which saves
@@ -38,8 +39,8 @@ def gpu_arguments(engine: Mapping[str, Any], *, gpus: float, over_nodes: bool) -
         defaults["distributed_executor_backend"] = "ray"
     elif workers(engine) > 1:
         defaults["distributed_executor_backend"] = "mp"
-    if gpus < 1:
-        defaults["gpu_memory_utilization"] = round(0.9 * gpus, 4)
+    if (utilization := default_utilization(gpus)) is not None:
+        defaults["gpu_memory_utilization"] = utilization
     arguments = {**defaults, **engine}
     # Ray's fraction is a count for its scheduler, not a memory limit: nothing would stop vLLM from taking
     # the neighbour's memory, so it is checked here.

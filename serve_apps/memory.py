@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,22 @@ DEFAULT_UTILIZATION = 0.92
 
 _GIB = 1 << 30
 _LEAST_MODEL_LEN = 1024
+_CONTEXT = 2048
+"""vLLM's, of a model that names none."""
+_HUMAN = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT]?)")
+_DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _LOADED_BYTES = {"fp8": 1.0, "bitsandbytes": 0.5 + 4 / 64, "experts_int8": 1.0, "fp_quant": 0.5}
 """Of a parameter, where vLLM quantizes while it loads."""
+
+
+def default_utilization(share: float) -> float | None:
+    """The ``gpu_memory_utilization`` that a plan says where the user does not; None: vLLM's own.
+
+    Args:
+        share: Of one card, which the replica reserves.
+    """
+    return round(0.9 * share, 4) if share < 1 else None
 
 
 def serving_shape(
@@ -31,24 +46,25 @@ def serving_shape(
     ways = int(engine.get("tensor_parallel_size", 1))
     stages = int(engine.get("pipeline_parallel_size", 1))
     batched, seqs = _defaults(card_bytes, product or "", ways * stages)
-    max_model_len = _max_model_len(engine, model)
+    length = _shortest(engine, model)
     if not engine.get("enable_chunked_prefill", True):
-        batched = max(batched, max_model_len)  # a prompt passes at once
-    seqs = _number(engine.get("max_num_seqs"), seqs)
-    batched = _number(engine.get("max_num_batched_tokens"), min(batched, seqs * max_model_len))
+        batched = max(batched, length)  # a prompt passes at once
+    seqs = _number(engine.get("max_num_seqs")) or seqs
+    batched = _number(engine.get("max_num_batched_tokens")) or min(batched, seqs * length)
     in_32_bits = engine.get("dtype") in ("float32", "float")
     return ServingShape(
         model=model,
-        max_model_len=max_model_len,
+        max_model_len=length,
         tensor_parallel_size=ways,
         pipeline_parallel_size=stages,
         max_num_batched_tokens=batched,
         max_num_seqs=seqs,
         weight_bytes=_LOADED_BYTES.get(str(engine.get("quantization")), 4.0 if in_32_bits else None),
-        kv_cache_bytes=_cache_bytes(str(engine.get("kv_cache_dtype", "auto")), 4.0 if in_32_bits else 2.0),
+        kv_cache_dtype=str(engine.get("kv_cache_dtype") or "auto"),
+        element_bytes=4.0 if in_32_bits else 2.0,
         captures_graphs=card_bytes is not None and not engine.get("enforce_eager"),
-        max_loras=_number(engine.get("max_loras"), 1) if engine.get("enable_lora") else 0,
-        max_lora_rank=_number(engine.get("max_lora_rank"), 16),
+        max_loras=(_number(engine.get("max_loras")) or 1) if engine.get("enable_lora") else 0,
+        max_lora_rank=_number(engine.get("max_lora_rank")) or 16,
     )
 
 
@@ -66,22 +82,32 @@ def _defaults(card_bytes: int | None, product: str, workers: int) -> tuple[int, 
     return 2048, 256
 
 
-def _max_model_len(engine: Mapping[str, Any], model: ModelShape) -> int:
+def max_model_len(engine: Mapping[str, Any]) -> int | None:
+    """As it is written; -1 where vLLM shall take the longest that it has room for; None where it is not."""
     given = engine.get("max_model_len")
-    if isinstance(given, int) and given > 0:
-        return given
-    own = int(model.text.get("max_position_embeddings") or 2048)
-    # -1: vLLM takes the longest that it has room for.
-    return min(own, _LEAST_MODEL_LEN) if given == -1 else own
+    if isinstance(given, str) and given.strip().lower() in ("auto", "-1"):
+        return -1
+    return -1 if given == -1 else _number(given)
 
 
-def _cache_bytes(kv_cache_dtype: str, of_model: float) -> float:
-    if kv_cache_dtype.startswith(("fp8", "int8")):
-        return 1.0
-    if kv_cache_dtype.startswith(("int4", "nvfp4")):
-        return 0.5
-    return of_model if kv_cache_dtype == "auto" else 2.0
+def _shortest(engine: Mapping[str, Any], model: ModelShape) -> int:
+    """The length that must fit: as it is written, else the model's own; short where vLLM may choose."""
+    given = max_model_len(engine)
+    own = model.context or _CONTEXT
+    if given is None:
+        return own
+    return min(own, _LEAST_MODEL_LEN) if given == -1 else given
 
 
-def _number(value: Any, default: int) -> int:
-    return value if isinstance(value, int) and value > 0 else default
+def _number(value: Any) -> int | None:
+    """A number from 1 on, as vLLM's parser reads it: ``8k`` is 8,000 and ``8K`` 8,192; None without one.
+
+    Source: vllm/utils/argparse_utils.py, human_readable_int.
+    """
+    if isinstance(value, str) and (found := _HUMAN.fullmatch(value.strip())):
+        digits, unit = found.groups()
+        if unit in _DECIMAL:
+            value = int(float(digits) * _DECIMAL[unit])
+        elif "." not in digits:  # with a binary unit vLLM takes whole numbers only
+            value = int(digits) * _BINARY.get(unit, 1)
+    return value if type(value) is int and value > 0 else None

@@ -5,22 +5,25 @@ Everything that cannot work is refused here, before anything is deployed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cluster.applications import FRONT
 from cluster.estimator.device import Device, host_memory
-from cluster.estimator.model import ModelShape
 from cluster.estimator.planned import PlannedMemory
 from cluster.estimator.reading import shape_or_none
 from cluster.inventory import Inventory
 from cluster.placement import Free, NoRoom, place
 from runtime.core.config import ConfigModel
 from runtime.core.errors import ConfigError
+from serve_apps.accelerators import choices
 from serve_apps.adapters import plan_adapters
 from serve_apps.arguments import faults
 from serve_apps.autoscaling import autoscaling_config
 from serve_apps.defaults import cpu_arguments, gpu_arguments, workers
+from serve_apps.plan_checks import check_fits, check_open, check_parallel
 from serve_apps.plan_memory import check_memory, device_of
 from serve_apps.request import request
 from serve_apps.spec import ServeSpec
@@ -38,7 +41,6 @@ FRONT_APPLICATION: dict[str, Any] = {
 }
 """The front as an entry of ``applications``, beside those of the apps."""
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _MAX_REPLICAS = 4
 """Replicas that a burst may start when nobody said: a training job still finds room on a larger cluster."""
 _ROOM_TO_REFUSE = 4096
@@ -68,6 +70,9 @@ class ServePlan(ConfigModel):
     """What a replica reserves whose workers are on several nodes: the first bundle is the replica's and its
     first worker's, each further one another worker's. Empty: the workers are children of the replica, which
     reserves for all."""
+
+    accelerator_type: str | None = None
+    """The GPU product that all replicas are on; None where there is no choice to make."""
 
     on_cpu: bool = True
     """Whether the engine computes on CPUs: there are no GPUs, or only logical ones."""
@@ -128,7 +133,7 @@ def plan_serve(
         )
     if spec.name == FRONT:
         raise ConfigError(f"name is {FRONT!r}, the app that answers for all others. Choose another name.")
-    _check_open(spec, http_host)
+    check_open(spec, http_host)
     if not store.root.backend.shared:
         raise ConfigError(
             f"store is {store.uri!r}, which only this process sees; replicas are others. Use a folder, "
@@ -148,42 +153,112 @@ def plan_serve(
     cluster_resources = inventory.resources
     gpus = spec.resources.gpus
     gpus = _default_gpus(cluster_resources) if gpus is None else gpus
-    _check_parallel(spec.engine, model, gpus)
+    check_parallel(spec.engine, model, gpus)
     reserved = {"CPU": spec.resources.cpus, "GPU": gpus * workers(spec.engine)}
-    _check_fits(spec, reserved, cluster_resources)
-    over_nodes = _is_over_nodes(spec.engine, gpus, inventory.most_cards_on_a_node)
+    check_fits(spec, reserved, cluster_resources)
+    products = choices(
+        spec.resources.accelerator_type,
+        gpus_per_replica=reserved["GPU"],
+        most_replicas=spec.autoscaling.max_replicas or max(1, spec.autoscaling.min_replicas),
+        inventory=inventory,
+    )
+    plan_on = partial(_plan_on, spec=spec, model=model, store=store, inventory=inventory, gpus=gpus)
+    chosen = _chosen(products, plan_on)
+    if chosen.memory_faults and memory_must_fit and spec.memory_check == "refuse":
+        raise ConfigError(
+            f"serve app {spec.name} cannot be deployed.\n  " + "\n  ".join(chosen.memory_faults)
+        )
+    if chosen.no_room and memory_must_fit:
+        raise ConfigError(f"serve app {spec.name} can never have room here: {chosen.no_room}")
+    return chosen.plan
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """The plan on one product, and what speaks against it."""
+
+    plan: ServePlan
+    memory_faults: list[str]
+    no_room: str | None
+    """Why even the empty cluster has no place for the first replicas."""
+
+    @property
+    def is_refused(self) -> bool:
+        return bool(self.no_room or (self.memory_faults and self.plan.spec.memory_check == "refuse"))
+
+
+def _chosen(products: Iterable[str | None], plan_on: Callable[[str | None], _Candidate]) -> _Candidate:
+    """The plan on the first product on which it fits. Where it fits on none, the one that is nearest to it:
+    where only room is missing, else with the largest cards."""
+    tried: list[_Candidate] = []
+    faults: list[ConfigError] = []
+    for product in products:
+        try:
+            one = plan_on(product)
+        except ConfigError as error:
+            faults.append(error)
+            continue
+        if not one.memory_faults and not one.no_room:
+            return one
+        tried.append(one)
+    if not tried:
+        raise faults[0]
+    return max(reversed(tried), key=lambda one: (not one.is_refused, not one.memory_faults))
+
+
+def _plan_on(
+    product: str | None,
+    *,
+    spec: ServeSpec,
+    model: ModelVersion,
+    store: Store,
+    inventory: Inventory,
+    gpus: float,
+) -> _Candidate:
+    """The plan with all replicas on one product; None: on whatever there is.
+
+    Raises:
+        ConfigError: it can never work there, however much memory there is.
+    """
+    nodes = inventory if product is None else inventory.with_product(product)
+    most_gpus = nodes.most_cards_on_a_node
+    reserved = {"CPU": spec.resources.cpus, "GPU": gpus * workers(spec.engine)}
+    over_nodes = _is_over_nodes(spec.engine, gpus, most_gpus)
     if over_nodes and (spec.adapters or spec.engine.get("enable_lora")):
         raise ConfigError(
             f"{'adapters' if spec.adapters else 'engine.enable_lora'} is set, but a replica of {spec.name} "
             f"has {workers(spec.engine)} workers on several nodes, and only its own node gets an adapter's "
             "files. Merge the adapter (merge: true in its training), or use nodes with more GPUs."
         )
-    resolved = _resolved(spec, model, store, gpus, _max_replicas(spec, reserved, cluster_resources))
+    resolved = _resolved(spec, model, store, gpus, _max_replicas(spec, reserved, nodes.resources))
     autoscaling_config(resolved)  # refuses what cannot work
     arguments = plan_adapters(spec, store=store, model=model) | dict(spec.engine)
-    device = device_of(
-        inventory=inventory,
-        gpus=gpus,
-        memory_bytes=spec.resources.memory_bytes,
-        workers=workers(arguments),
-    )
+    device = _device(spec, inventory, gpus, product)
+    is_shared = gpus > 0 or spec.resources.memory_bytes is not None
     on_cpu = _is_on_cpu(gpus, inventory)
-    engine, memory, found = _engine(
-        arguments,
-        shape_or_none(model),
-        device,
-        gpus=0.0 if on_cpu else gpus,
-        over_nodes=over_nodes,
-        most_gpus=inventory.most_cards_on_a_node,
-    )
-    if found and memory_must_fit and spec.memory_check == "refuse":
-        raise ConfigError(f"serve app {spec.name} cannot be deployed.\n  " + "\n  ".join(found))
+    shape = shape_or_none(model)
+    if on_cpu:
+        share = device if device and is_shared else host_memory(None)
+        engine = cpu_arguments(arguments, model=shape, device=share)
+    else:
+        engine = gpu_arguments(arguments, gpus=gpus, over_nodes=over_nodes)
+    memory: PlannedMemory | None = None
+    memory_faults: list[str] = []
+    if shape is not None and device is not None:
+        memory, memory_faults = check_memory(
+            engine,
+            model=shape,
+            device=device,
+            most_gpus=most_gpus,
+            elsewhere=_elsewhere(spec, inventory, gpus, product),
+        )
     plan = ServePlan(
         spec=resolved,
         served_model_name=list(dict.fromkeys([spec.name, model.ref])),
         engine=engine,
+        accelerator_type=product,
         on_cpu=on_cpu,
-        share_bytes=device.available_bytes if device else None,
+        share_bytes=device.available_bytes if device and is_shared else None,
         memory=memory,
         env_vars=_env_vars(spec, on_cpu=on_cpu),
         ray_actor_options={
@@ -191,45 +266,40 @@ def plan_serve(
             "num_gpus": 0.0 if over_nodes else reserved["GPU"],
             **({"memory": float(spec.resources.memory_bytes)} if spec.resources.memory_bytes else {}),
         },
-        placement_group_bundles=_bundles(spec) if over_nodes else [],
+        placement_group_bundles=_bundles(spec, product) if over_nodes else [],
         max_ongoing_requests=spec.max_ongoing_requests + spec.max_queued_requests + _ROOM_TO_REFUSE,
     )
-    found_place = place(Free.of(inventory), request(plan))
-    if isinstance(found_place, NoRoom) and memory_must_fit:
-        raise ConfigError(f"serve app {spec.name} can never have room here: {found_place.reason}")
-    return plan
+    placed = place(Free.of(inventory), request(plan))
+    return _Candidate(plan, memory_faults, placed.reason if isinstance(placed, NoRoom) else None)
 
 
-def _engine(
-    arguments: Mapping[str, Any],
-    model: ModelShape | None,
-    device: Device | None,
-    *,
-    gpus: float,
-    over_nodes: bool,
-    most_gpus: int,
-) -> tuple[dict[str, Any], PlannedMemory | None, list[str]]:
-    """vLLM's arguments, what each worker needs and has, and why that cannot be."""
-    if gpus:
-        engine = gpu_arguments(arguments, gpus=gpus, over_nodes=over_nodes)
-    else:
-        engine = cpu_arguments(arguments, model=model, device=device or host_memory(None))
-    if model is None or device is None:
-        return engine, None, []
-    return engine, *check_memory(engine, model=model, device=device, most_gpus=most_gpus)
+def _device(spec: ServeSpec, inventory: Inventory, gpus: float, product: str | None) -> Device | None:
+    return device_of(
+        inventory=inventory,
+        gpus=gpus,
+        memory_bytes=spec.resources.memory_bytes,
+        workers=workers(spec.engine),
+        accelerator_type=product,
+    )
+
+
+def _elsewhere(
+    spec: ServeSpec, inventory: Inventory, gpus: float, product: str | None
+) -> dict[str, Device | None]:
+    """What each worker would have on the products that the spec does not name, and that have cards enough."""
+    if spec.resources.accelerator_type is None:
+        return {}  # all were tried
+    wanted = gpus * workers(spec.engine) * max(1, spec.autoscaling.min_replicas)
+    return {
+        name: _device(spec, inventory, gpus, name)
+        for name in inventory.products
+        if name != product and inventory.accelerators[name] >= wanted
+    }
 
 
 def _is_on_cpu(gpus: float, inventory: Inventory) -> bool:
     """Logical cards are handed out like real ones, and there is nothing on them to compute with."""
     return gpus == 0 or inventory.is_logical
-
-
-def _check_open(spec: ServeSpec, http_host: str | None) -> None:
-    if spec.auth == "none" and http_host not in _LOOPBACK:
-        raise ConfigError(
-            f"auth is 'none', but Serve listens at {http_host or '0.0.0.0'}, where others could ask without "
-            "a key. Set auth: keys (a key: tandem keys create NAME), or let Serve listen at 127.0.0.1."
-        )
 
 
 def _max_replicas(
@@ -262,38 +332,6 @@ def _default_gpus(cluster_resources: Mapping[str, float]) -> float:
     return 0.0 if total < 1 else 0.5 if total == 1 else 1.0
 
 
-def _check_parallel(engine: Mapping[str, Any], model: ModelVersion, gpus: float) -> None:
-    tensor_parallel_size = engine.get("tensor_parallel_size", 1)
-    for name in ("tensor_parallel_size", "pipeline_parallel_size"):
-        if engine.get(name, 1) < 1:
-            raise ConfigError(f"engine.{name} is {engine[name]}. Set it to 1 or more.")
-    if engine.get("distributed_executor_backend") == "ray" and gpus != 1:
-        raise ConfigError(
-            "engine.distributed_executor_backend is 'ray': each worker gets a whole GPU of any node, but "
-            f"resources.gpus is {gpus:g}. Set resources.gpus: 1, or leave the backend out."
-        )
-    heads = _attention_heads(model)
-    if heads and heads % tensor_parallel_size:
-        fitting = [str(n) for n in range(1, heads + 1) if heads % n == 0]
-        raise ConfigError(
-            f"engine.tensor_parallel_size is {tensor_parallel_size}, which does not divide the {heads} "
-            f"attention heads of {model.ref}. Set it to one of {', '.join(fitting)}."
-        )
-    if 0 < gpus < 1 and workers(engine) > 1:
-        raise ConfigError(
-            f"resources.gpus is {gpus} but the replica has {workers(engine)} workers "
-            "(engine.tensor_parallel_size x engine.pipeline_parallel_size), and Ray cannot place shares of "
-            "several GPUs for one replica. Set resources.gpus: 1."
-        )
-
-
-def _attention_heads(model: ModelVersion) -> int | None:
-    """From config.json; a model with images keeps its text part below ``text_config``."""
-    config = model.config()
-    heads = config.get("num_attention_heads", config.get("text_config", {}).get("num_attention_heads"))
-    return int(heads) if heads else None
-
-
 def _is_over_nodes(engine: Mapping[str, Any], gpus: float, most_cards: int) -> bool:
     """Whether Ray places a replica's workers, on any node: as asked for, or where no node holds all."""
     backend = engine.get("distributed_executor_backend")
@@ -306,28 +344,15 @@ def _is_over_nodes(engine: Mapping[str, Any], gpus: float, most_cards: int) -> b
     return backend == "ray" or too_many
 
 
-def _bundles(spec: ServeSpec) -> list[dict[str, float]]:
+def _bundles(spec: ServeSpec, product: str | None) -> list[dict[str, float]]:
     """One GPU each; the replica itself is beside the first, where vLLM wants its driver."""
-    count = workers(spec.engine)
-    return [{"CPU": spec.resources.cpus, "GPU": 1.0}, *({"GPU": 1.0} for _ in range(count - 1))]
+    each = {"GPU": 1.0} | pinned_to(product)
+    return [{"CPU": spec.resources.cpus, **each}, *(dict(each) for _ in range(workers(spec.engine) - 1))]
 
 
-def _check_fits(
-    spec: ServeSpec, reserved: Mapping[str, float], cluster_resources: Mapping[str, float]
-) -> None:
-    replicas = max(1, spec.autoscaling.min_replicas)
-    fields = {
-        "CPU": "resources.cpus",
-        "GPU": "resources.gpus x engine.tensor_parallel_size x engine.pipeline_parallel_size",
-    }
-    for resource, field in fields.items():
-        wanted, total = reserved[resource] * replicas, cluster_resources.get(resource, 0)
-        if wanted > total:
-            times = f" times autoscaling.min_replicas ({replicas})" if replicas > 1 else ""
-            raise ConfigError(
-                f"{field} is {reserved[resource]:g}{times}: {wanted:g} {resource}s, but the whole cluster "
-                f"has {total:g}. Ask for less, or add nodes."
-            )
+def pinned_to(product: str | None) -> dict[str, float]:
+    """What a process asks Ray for to be on nodes of this product, each of which has 1 of it."""
+    return {f"accelerator_type:{product}": 0.001} if product else {}
 
 
 def _env_vars(spec: ServeSpec, *, on_cpu: bool) -> dict[str, str]:

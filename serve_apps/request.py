@@ -27,6 +27,6 @@ def request(plan: ServePlan) -> Request:
         cpus_per_worker=spec.resources.cpus / count,
         memory_bytes_per_worker=(spec.resources.memory_bytes or 0) // count,
         card_bytes_per_worker=plan.memory.on_card if refuses and plan.memory and gpus else 0,
-        # Serve puts a replica on whatever GPUs there are.
-        accelerator_type=ANY,
+        # The plan says one product wherever there is a choice to make and none was left to Serve.
+        accelerator_type=plan.accelerator_type or ANY,
     )

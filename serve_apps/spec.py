@@ -12,6 +12,7 @@ from runtime.core.config import ConfigModel
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _ROUTE_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_LEAST_SHARE = 0.0001
 _TAKEN_PATHS = ("/v1", "/v2", "/-", "/admin", "/health")
 
 
@@ -64,6 +65,11 @@ class Resources(ConfigModel):
     training worker takes the other half), 1 otherwise. Below 1 it is a share of one GPU's memory that
     vLLM keeps to by co-operation; nothing isolates it."""
 
+    accelerator_type: str | None = None
+    """The GPU product, as Ray names it (``A100``, ``H100``, ``L4``). Unset: one product for all replicas, the
+    one with the smallest cards on which the engine fits, if there are enough of them (for ``max_replicas``,
+    where that is set). ``any`` lets replicas of one app be on several products: the smallest must do."""
+
     memory_bytes: ByteSize | None = Field(None, gt=0)
     """Memory of its node that one replica reserves with Ray (``4GiB``). Without a GPU it is also its share:
     the KV cache gets what the weights and the engine leave of it."""
@@ -75,6 +81,11 @@ class Resources(ConfigModel):
             raise ValueError(
                 f"is {gpus}, but one tensor-parallel worker uses one GPU at most. "
                 "For more GPUs per replica set engine.tensor_parallel_size."
+            )
+        if gpus is not None and 0 < gpus < _LEAST_SHARE:
+            raise ValueError(
+                f"is {gpus}, but Ray hands out ten-thousandths of a GPU. Set it to 0 or to {_LEAST_SHARE} or "
+                "more."
             )
         return gpus
 

@@ -14,6 +14,8 @@ from typing import Literal, NoReturn
 
 from cluster import environments
 from cluster.inventory import Inventory
+from cluster.ledger.picture import as_read
+from cluster.ledger.shown import newest
 from cluster.nodes import node_of
 from cluster.nodes_to_come import at_its_largest
 from runtime.core.errors import ClusterError, ConfigError, TandemError
@@ -188,6 +190,7 @@ def living_nodes() -> Inventory | None:
     Raises:
         ClusterError: ``$RAY_ADDRESS`` names a cluster that does not answer.
     """
+    from ray.dashboard.utils import get_address_for_submission_client
     from ray.exceptions import RpcError
     from ray.util.state import list_nodes
     from ray.util.state.exception import RayStateApiException
@@ -208,7 +211,9 @@ def living_nodes() -> Inventory | None:
             f"RAY_ADDRESS is {os.environ.get('RAY_ADDRESS')}, but no cluster answers there. Unset or correct "
             "it."
         ) from None
-    return at_its_largest(Inventory.of(node_of(node.node_id, node.resources_total or {}) for node in nodes))
+    living = Inventory.of(node_of(node.node_id, node.resources_total or {}) for node in nodes)
+    url = get_address_for_submission_client(os.environ.get("RAY_ADDRESS"))
+    return at_its_largest(as_read(living, newest(url)))
 
 
 def hand_over(plan: TrainPlan, run: RunFolder, python: Path) -> NoReturn:

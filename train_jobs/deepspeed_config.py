@@ -20,6 +20,14 @@ from train_jobs.precision import NAMES, without_fp16
 
 AUTO = "auto"
 
+_WHOLE = (
+    "reduce_bucket_size", "allgather_bucket_size", "sub_group_size", "prefetch_bucket_size",
+    "param_persistence_threshold", "model_persistence_threshold", "max_live_parameters",
+    "max_reuse_distance", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold",
+    "stage3_model_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance",
+)  # fmt: skip
+"""Whole numbers of ``zero_optimization``. Source: deepspeed 0.19.8, runtime/zero/config.py."""
+
 _BATCH = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 _MICRO, _STEPS = "per_device_train_batch_size", "gradient_accumulation_steps"
 _SECTIONS = (
@@ -86,6 +94,17 @@ def stage_of(deepspeed: Mapping[str, Any] | None) -> int | None:
     zero = deepspeed.get("zero_optimization")
     stage = zero.get("stage", 0) if isinstance(zero, Mapping) else 0
     return stage if isinstance(stage, int) else 0
+
+
+def whole_number(value: Any) -> int | None:
+    """A number as DeepSpeed's pydantic model reads it: digits in quotes are one; None: it would be refused.
+
+    YAML takes ``5e8`` for text, and DeepSpeed does not read it either; ``5.0e+8`` is a number to both.
+    """
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    is_whole = isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0
+    return int(value) if is_whole and value >= 0 else None
 
 
 def reconcile(
@@ -164,6 +183,13 @@ def _check_values(found: Reconciled) -> None:
         value = found.at(path)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             found.faults.append(f'deepspeed.{path}: is {value!r}, but it takes a number, or "auto".')
+    for key in _WHOLE:
+        zero = found.at("zero_optimization") or {}
+        if key in zero and zero[key] != AUTO and whole_number(zero[key]) is None:
+            found.faults.append(
+                f"deepspeed.zero_optimization.{key}: is {zero[key]!r}, but it takes a whole number from 0 "
+                'on, or "auto". Write it out (500000000) or as 5.0e+8: 5e8 is text in YAML. Or leave it out.'
+            )
     for name in NAMES:
         value = found.at(f"{name}.enabled")
         if value is not None and not isinstance(value, bool):

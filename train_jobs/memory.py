@@ -8,7 +8,7 @@ from typing import Any
 from cluster.estimator.activations import Precision
 from cluster.estimator.model import ModelShape
 from cluster.estimator.training_shape import TrainingShape, Zero
-from train_jobs.deepspeed_config import stage_of
+from train_jobs.deepspeed_config import stage_of, whole_number
 from train_jobs.recipe_view import Recipe
 
 _NF4_BYTES = 0.5 + 4 / 64
@@ -110,11 +110,13 @@ def _frozen_bytes(recipe: Recipe, model: ModelShape, trained: int) -> int:
 
 def _zero(deepspeed: Mapping[str, Any], model: ModelShape) -> Zero:
     """ZeRO's own numbers; ``auto`` as transformers fills it in."""
-    config = deepspeed.get("zero_optimization") or {}
+    section = deepspeed.get("zero_optimization")
+    config = section if isinstance(section, Mapping) else {}
 
     def number(name: str, auto: int, default: int) -> int:
         value = config.get(name, default)
-        return auto if value == "auto" else int(value)
+        found = auto if value == "auto" else whole_number(value)
+        return default if found is None else found  # the plan refuses it
 
     hidden = model.hidden_size
     return Zero(
@@ -128,4 +130,4 @@ def _zero(deepspeed: Mapping[str, Any], model: ModelShape) -> Zero:
 
 
 def _is_offloaded(section: Any) -> bool:
-    return bool(section) and section.get("device") not in (None, "none")
+    return isinstance(section, Mapping) and section.get("device") not in (None, "none")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from cluster.estimator.planned import PlannedMemory
@@ -223,7 +223,7 @@ def plan_train(
     agreed = _agreed(spec, deepspeed, on_cpu=on_cpu)
     notes = list(agreed.notes)
     faults += agreed.faults
-    product = _tried(lambda: _product(spec, gpus_per_worker, inventory), faults)
+    products = _tried(lambda: _products(spec, gpus_per_worker, inventory), faults)
     if well_typed:
         recipe = _recipe(spec, agreed, deepspeed, model.config() if model else {}, on_cpu=on_cpu)
         verdict = recipes.judge(recipe, dataset_info or {})
@@ -234,9 +234,8 @@ def plan_train(
         spec.scaling if go_on_with is None else spec.scaling.model_copy(update={"num_workers": go_on_with})
     )
     faults += capacity.size_faults(scaling, gpus_per_worker, cluster_resources)
-    if faults or model is None or models is None or dataset_info is None or product is None:
+    if faults or model is None or models is None or dataset_info is None or products is None:
         raise _refused(origin, faults)
-    accelerator_type, note = product
     plan = TrainPlan(
         store_uri=store.uri,
         run_id=run.run_id if run else None,
@@ -252,7 +251,6 @@ def plan_train(
         max_workers=scaling.max_workers,
         resources_per_worker=capacity.resources_per_worker(spec.scaling, gpus_per_worker),
         use_gpu=not on_cpu,
-        accelerator_type=accelerator_type,
         placement_strategy=spec.scaling.placement_strategy,
         elastic_resize_monitor_interval_s=spec.scaling.elastic_resize_monitor_interval_s,
         checkpoints=spec.checkpoints,
@@ -260,17 +258,13 @@ def plan_train(
         memory_check=spec.memory_check,
         priority=spec.priority,
         merge=spec.merge,
-        notes=[*notes, *([note] if note else [])],
+        notes=notes,
         env_vars=_env_vars(on_cpu=on_cpu),
         publish=spec.publish,
     )
     if go_on_with is not None:
         accumulation_for(plan, go_on_with)
-    plan, faults = with_memory(plan, spec, store, inventory, gpus_per_worker)
-    if spec.memory_check == "warn":
-        plan, faults = plan.model_copy(update={"notes": [*plan.notes, *faults]}), []
-    if not faults and inventory is not None:
-        faults = never(plan, inventory)
+    plan, faults = _on_a_product(plan, products, spec, store, inventory, gpus_per_worker)
     if faults and memory_must_fit:
         raise _refused(origin, faults)
     return _with_sizes(plan, origin)
@@ -278,6 +272,36 @@ def plan_train(
 
 def _refused(origin: str, faults: list[str]) -> ConfigError:
     return ConfigError(f"{origin}: cannot be run.\n" + "\n".join(f"  {fault}" for fault in faults))
+
+
+def _on_a_product(
+    plan: TrainPlan,
+    products: Sequence[str | None],
+    spec: TrainSpec,
+    store: Store,
+    inventory: Inventory | None,
+    gpus_per_worker: float,
+) -> tuple[TrainPlan, list[str]]:
+    """The plan on the first product on which it fits. Where it fits on none, the plan on the one that is
+    nearest to it (only room is missing, else the largest cards), and why it does not."""
+    tried: list[tuple[TrainPlan, list[str]]] = []
+    nearest = []
+    for product in products:
+        one = plan.model_copy(update={"accelerator_type": product})
+        one, memory = with_memory(one, spec, store, inventory, gpus_per_worker)
+        is_told = memory if spec.memory_check == "warn" else []
+        faults = [] if is_told else memory
+        if not faults and inventory is not None:
+            faults = never(one, inventory)
+        notes = [*one.notes, *is_told]
+        if product and spec.scaling.accelerator_type is None and inventory and len(inventory.products) > 1:
+            notes.insert(len(plan.notes), gpu_products.note(product, products[: len(tried)]))
+        tried.append((one.model_copy(update={"notes": notes}), faults))
+        if not memory and not faults:
+            return tried[-1]
+        has = one.memory.available_bytes if one.memory else None
+        nearest.append((not faults, not memory, has or 0))
+    return tried[nearest.index(max(nearest))]
 
 
 def _with_sizes(plan: TrainPlan, origin: str) -> TrainPlan:
@@ -328,10 +352,8 @@ def _recipe(
     )
 
 
-def _product(
-    spec: TrainSpec, gpus_per_worker: float, inventory: Inventory | None
-) -> tuple[str | None, str | None]:
-    return gpu_products.choose(
+def _products(spec: TrainSpec, gpus_per_worker: float, inventory: Inventory | None) -> list[str | None]:
+    return gpu_products.choices(
         spec.scaling.accelerator_type,
         num_workers=spec.scaling.min_workers,
         gpus_per_worker=gpus_per_worker,

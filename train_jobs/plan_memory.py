@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cluster.estimator.advice import Way
 from cluster.estimator.device import Device, card_share, host_memory
 from cluster.estimator.planned import fault, planned_memory
 from cluster.estimator.reading import shape_or_none
@@ -82,7 +85,8 @@ def device_of(
     if gpus_per_worker and inventory is None:
         return None
     if gpus_per_worker and inventory is not None and not inventory.is_logical:
-        return card_share(inventory, accelerator_type, gpus_per_worker)
+        # Workers are pinned to the nodes that were decided, and only to cards that are large enough.
+        return card_share(inventory, accelerator_type, gpus_per_worker, cards=num_workers)
     if memory_bytes is not None:
         return host_memory(memory_bytes)
     if inventory is None or not inventory.nodes:
@@ -95,7 +99,12 @@ def device_of(
 
 
 def estimate_plan(
-    plan: MemoryOf, *, store: Store, inventory: Inventory | None, device: Device
+    plan: MemoryOf,
+    *,
+    store: Store,
+    inventory: Inventory | None,
+    device: Device,
+    accelerator_type: str | None = None,
 ) -> TrainEstimate | None:
     """The estimate of a plan's workers; None where the model's files do not tell.
 
@@ -103,36 +112,67 @@ def estimate_plan(
         plan: What of the plan decides it.
         store: Where its models are.
         device: What each worker will have.
+        accelerator_type: The product that all of them are on; None: any.
     """
     model = shape_or_none(store.model(plan.base))
     references = plan.models.get("ref_model", [])
     if model is None or any(plan.llamafactory.get(name) for name in _NOT_RECKONED):
         return None
-    return estimate_train(
+    nodes = inventory.with_product(accelerator_type) if inventory and accelerator_type else inventory
+    estimated = partial(
+        estimate_train,
         Draft(plan.llamafactory, plan.deepspeed, plan.num_workers),
         model=model,
-        device=device,
-        workers_per_node=workers_per_node(plan.num_workers, inventory, on_gpu=device.gpu is not None),
-        most_gpus=inventory.cards if inventory else 0,
+        workers_per_node=workers_per_node(plan.num_workers, nodes, on_gpu=device.gpu is not None),
+        most_gpus=nodes.cards if nodes else 0,
         reference=shape_or_none(store.model(references[0])) if references else None,
+        node_bytes=_most_memory(nodes),
     )
+    found = estimated(device=device)
+    if found.fits is not False or inventory is None or device.gpu is None:
+        return found
+    others = [name for name in inventory.products if name != accelerator_type]
+    return replace(found, ways=[*_other_products(others, plan, inventory, device, estimated), *found.ways])
 
 
-def memory_faults(found: TrainEstimate, inventory: Inventory | None) -> list[str]:
-    """One line for a card, and one for a host, that holds too little."""
-    faults = []
+def _most_memory(inventory: Inventory | None) -> int | None:
+    """What the largest node hands out; None where that is not known."""
+    if inventory is None:
+        return None
+    return max((node.memory_bytes for node in inventory.nodes), default=0) or None
+
+
+def _other_products(
+    others: Sequence[str],
+    plan: MemoryOf,
+    inventory: Inventory,
+    device: Device,
+    estimated: Callable[..., TrainEstimate],
+) -> list[Way]:
+    """Products of the cluster, with cards enough, on which the run fits as it is."""
+    ways = []
+    for name in others:
+        there = card_share(inventory, name, device.share, cards=plan.num_workers)
+        if there and inventory.accelerators[name] >= plan.num_workers * device.share:
+            found = estimated(device=there)
+            if found.fits:
+                ways.append(Way((f"scaling.accelerator_type: {name}",), found.estimate.device_bytes))
+    return ways
+
+
+def memory_faults(found: TrainEstimate) -> list[str]:
+    """A line for what holds too little: the card, else the node's memory."""
     needed = found.estimate.device_bytes
-    if found.fits is False:
-        faults.append(fault("each worker", needed, found.device, found.ways))
-    nodes = inventory.nodes if inventory else ()
-    most = max((node.memory_bytes for node in nodes), default=0)
-    if found.device.gpu and most and found.host_bytes_per_node > most:
-        faults.append(
-            f"memory: {found.workers_per_node} workers need {gib(found.host_bytes_per_node)} of their node's "
-            f"memory for what is offloaded, and the largest node hands out {gib(most)}. Offload less "
-            "(deepspeed), or spread the workers (scaling.placement_strategy: SPREAD)."
-        )
-    return faults
+    if found.device.short_bytes(needed):
+        return [fault("each worker", needed, found.device, found.ways)]
+    if not found.host_short_bytes:
+        return []
+    ways = f"It fits with {'; or with '.join(str(way) for way in found.ways)}. " if found.ways else ""
+    return [
+        f"memory: {found.workers_per_node} workers need {gib(found.host_bytes_per_node)} of their node's "
+        f"memory for what is offloaded, and the largest node hands out {gib(found.node_bytes or 0)}. {ways}"
+        "Offload less (deepspeed), or spread the workers (scaling.placement_strategy: SPREAD)."
+    ]
 
 
 def never(plan: TrainPlan, inventory: Inventory) -> list[str]:
@@ -159,8 +199,10 @@ def with_memory(
     is_shared = gpus_per_worker > 0 or spec.scaling.memory_bytes_per_worker is not None
     if device is not None and is_shared:
         plan = plan.model_copy(update={"share_bytes": device.available_bytes})
-    found = device and estimate_plan(plan, store=store, inventory=inventory, device=device)
+    found = device and estimate_plan(
+        plan, store=store, inventory=inventory, device=device, accelerator_type=plan.accelerator_type
+    )
     if not found:
         return plan, []
     memory = planned_memory(found.estimate, found.device)
-    return plan.model_copy(update={"memory": memory}), memory_faults(found, inventory)
+    return plan.model_copy(update={"memory": memory}), memory_faults(found)

@@ -43,7 +43,10 @@ class Way:
 
 
 def ways_to_fit(
-    start: S, changes: Sequence[Change[S]], needed_bytes: Callable[[S], int], available_bytes: int
+    start: S,
+    changes: Sequence[Change[S]],
+    needed_bytes: Callable[[S], int],
+    short_bytes: Callable[[S], int],
 ) -> list[Way]:
     """Ways in which ``start`` would fit, the cheapest first; none where even all changes together do not do.
 
@@ -52,8 +55,8 @@ def ways_to_fit(
 
     Args:
         changes: The cheapest first.
-        needed_bytes: Of a spec.
-        available_bytes: What it must not exceed.
+        needed_bytes: Of a spec, for the ways.
+        short_bytes: What it lacks, wherever that is, on its GPU or in its node's memory; 0 where it fits.
     """
     single = []
     named: set[str] = set()
@@ -61,22 +64,25 @@ def ways_to_fit(
         if change.kind in named:
             continue
         changed = change.apply(start)
-        if changed is not None and (needed := needed_bytes(changed)) <= available_bytes:
-            single.append(Way((change.described(changed),), needed))
+        if changed is not None and not short_bytes(changed):
+            single.append(Way((change.described(changed),), needed_bytes(changed)))
             named |= {change.kind} - {""}
-    return single[:_MOST_WAYS] or _together(start, changes, needed_bytes, available_bytes)
+    return single[:_MOST_WAYS] or _together(start, changes, needed_bytes, short_bytes)
 
 
 def _together(
-    start: S, changes: Sequence[Change[S]], needed_bytes: Callable[[S], int], available_bytes: int
+    start: S,
+    changes: Sequence[Change[S]],
+    needed_bytes: Callable[[S], int],
+    short_bytes: Callable[[S], int],
 ) -> list[Way]:
-    taken = _until_enough(start, list(changes), needed_bytes, available_bytes)
+    taken = _until_enough(start, list(changes), short_bytes)
     if taken is None:
         return []
     # The most expensive ones are kept last: one that the later ones make needless goes again.
     for change in list(taken):
         fewer = [one for one in taken if one is not change]
-        if (made := _applied(start, fewer)) and needed_bytes(made[0]) <= available_bytes:
+        if (made := _applied(start, fewer)) and not short_bytes(made[0]):
             taken = fewer
     made = _applied(start, taken)
     if made is None:
@@ -86,16 +92,16 @@ def _together(
 
 
 def _until_enough(
-    start: S, changes: list[Change[S]], needed_bytes: Callable[[S], int], available_bytes: int
+    start: S, changes: list[Change[S]], short_bytes: Callable[[S], int]
 ) -> list[Change[S]] | None:
     taken, now = [], start
     for change in changes:
         changed = change.apply(now)
-        if changed is None or needed_bytes(changed) >= needed_bytes(now):
+        if changed is None or short_bytes(changed) >= short_bytes(now):
             continue
         taken.append(change)
         now = changed
-        if needed_bytes(now) <= available_bytes:
+        if not short_bytes(now):
             return taken
     return None
 

@@ -9,7 +9,7 @@ from cluster.estimator.calibration import Calibration, calibration
 from cluster.estimator.hardware import usable_bytes
 from cluster.estimator.words import gib
 from cluster.gpus import Gpu, find
-from cluster.inventory import Inventory, Node
+from cluster.inventory import Card, Inventory, Node
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ def share_of(gpu: Gpu, share: float = 1.0) -> Device:
     return Device(gpu, share, int(share * usable_bytes(gpu)))
 
 
-def card_share(inventory: Inventory, accelerator_type: str | None, share: float) -> Device | None:
+def card_share(
+    inventory: Inventory, accelerator_type: str | None, share: float, *, cards: int | None = None
+) -> Device | None:
     """A share of one card of a cluster, of the smallest that it may be.
 
     Where NVML was read the card is known. Else several products may answer to Ray's word for it, and the
@@ -63,6 +65,8 @@ def card_share(inventory: Inventory, accelerator_type: str | None, share: float)
 
     Args:
         accelerator_type: Ray's word for the product; None: any that the cluster has.
+        cards: So many are wanted, and only cards that are large enough will be taken: the smallest of the so
+            many largest counts. None: whoever takes them looks at their number only.
 
     Returns:
         None where a product is not in the catalogue: nothing can be said then.
@@ -72,19 +76,17 @@ def card_share(inventory: Inventory, accelerator_type: str | None, share: float)
         for node in inventory.nodes
         if node.cards and node.accelerator_type and accelerator_type in (None, node.accelerator_type)
     ]
-    known = [_card_of(node) for node in wanted]
-    if not known or None in known:
+    known = [_card_of(node, card) for node in wanted for card in node.cards]
+    found = sorted((gpu for gpu in known if gpu), key=lambda gpu: -gpu.memory_bytes)
+    if not found or None in known:
         return None
-    return share_of(min((gpu for gpu in known if gpu), key=lambda gpu: gpu.memory_bytes), share)
+    return share_of(found[-1 if cards is None else min(cards, len(found)) - 1], share)
 
 
-def _card_of(node: Node) -> Gpu | None:
-    card = node.cards[0]
-    if not (card.uuid and card.product):
-        return find(str(node.accelerator_type), largest=True)
-    gpu = find(card.product)
-    least = min(one.memory_bytes or 0 for one in node.cards)
-    return replace(gpu, memory_bytes=least) if gpu else None
+def _card_of(node: Node, card: Card) -> Gpu | None:
+    gpu = find(card.product or str(node.accelerator_type), largest=True)
+    # A cluster file may say another size than the catalogue, and so may NVML.
+    return replace(gpu, memory_bytes=card.memory_bytes or gpu.memory_bytes) if gpu else None
 
 
 def host_memory(available_bytes: int | None) -> Device:

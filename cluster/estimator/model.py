@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from cluster.estimator.attention_layers import head_size, key_value_heads, text_of, whole
 from cluster.estimator.kv_cache import KvCache, kv_cache
 from cluster.estimator.parameters import (
     Parameters,
@@ -16,6 +17,7 @@ from cluster.estimator.parameters import (
     packed_bits,
     parameters_in,
     part_of,
+    quantization_of,
 )
 from runtime.core.errors import ConfigError
 from storage.tensors import Tensor
@@ -40,7 +42,7 @@ class ModelShape:
     @cached_property
     def text(self) -> Mapping[str, Any]:
         """The part of the config about the language model."""
-        return self.config.get("text_config") or self.config
+        return text_of(self.config)
 
     @property
     def layers(self) -> int:
@@ -64,13 +66,18 @@ class ModelShape:
 
     @property
     def kv_heads(self) -> int:
-        """Heads of keys and values."""
-        return int(self.text.get("num_key_value_heads") or self.attention_heads)
+        """Heads of keys and values; where its config does not tell, those of the queries: no fewer."""
+        return key_value_heads(self.text) or self.attention_heads
 
     @property
     def head_dim(self) -> int:
         """Numbers per head."""
-        return int(self.text.get("head_dim") or self.hidden_size // self.attention_heads)
+        return head_size(self.text) or self.hidden_size // self.attention_heads
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of the longest sequence that it was made for; None where its config does not tell."""
+        return whole(self.text.get("max_position_embeddings"))
 
     @property
     def has_qk_norm(self) -> bool:
@@ -82,12 +89,12 @@ class ModelShape:
         """Numbers per token inside the MLPs that one token passes: of experts, those that are picked."""
         text = self.text
         picked = text.get("num_experts_per_tok") or text.get("num_experts_per_token")
-        dense = most(text.get("intermediate_size") or 4 * self.hidden_size)
+        dense = most(text.get("intermediate_size")) or 4 * self.hidden_size
         if not picked or "experts" not in {part.name for part in self.parameters.parts}:
             return dense
-        each = most(text.get("moe_intermediate_size") or dense)
-        shared = int(text.get("shared_expert_intermediate_size") or 0) or each * int(
-            text.get("n_shared_experts") or 0
+        each = most(text.get("moe_intermediate_size")) or dense
+        shared = most(text.get("shared_expert_intermediate_size")) or each * most(
+            text.get("n_shared_experts")
         )
         return each * most(picked) + shared
 
@@ -104,7 +111,7 @@ class ModelShape:
     @cached_property
     def quantized(self) -> bool:
         """Whether its files hold fewer than 16 bits a parameter, more or less."""
-        return bool(self.config.get("quantization_config"))
+        return bool(quantization_of(self.config))
 
     @property
     def bytes_16bit(self) -> int:
@@ -132,9 +139,16 @@ class ModelShape:
         outside = self.embedding + self.head
         return max(0, self.of_text - outside) // max(1, self.layers)
 
-    def kv_cache(self, element_bytes: float) -> KvCache | None:
-        """What it keeps per token; None where the config does not tell."""
-        return kv_cache(self.config, element_bytes=element_bytes)
+    def kv_cache(
+        self, kv_cache_dtype: str, *, element_bytes: float, tensor_parallel_size: int
+    ) -> KvCache | None:
+        """What one worker keeps per token; None where the config does not tell."""
+        return kv_cache(
+            self.config,
+            kv_cache_dtype=kv_cache_dtype,
+            element_bytes=element_bytes,
+            tensor_parallel_size=tensor_parallel_size,
+        )
 
     def linear_layers(self, targets: Iterable[str]) -> list[Tensor]:
         """The matrices of linear layers, by the last word of their names; ``all``: of every block's.
@@ -170,12 +184,13 @@ class ModelShape:
 
     def _size(self, field: str) -> int:
         value = self.text.get(field)
-        if not isinstance(value, int) or value < 1:
+        size = whole(value)
+        if size is None:
             raise ConfigError(
                 f"model {self.name}: {field} in its config.json is {value!r} and no number from 1 on, so its "
                 "memory cannot be estimated. Save the model again with save_pretrained."
             )
-        return value
+        return size
 
 
 def model_shape(name: str, tensors: Iterable[Tensor], config: Mapping[str, Any]) -> ModelShape:

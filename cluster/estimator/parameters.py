@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.estimator.attention_layers import text_of
 from storage.tensors import Tensor
 
 # What tells, as a whole component of a tensor's name, what it is for; the first that matches. The words are
@@ -91,7 +92,7 @@ def count_parameters(tensors: Iterable[Tensor], config: Mapping[str, Any]) -> Pa
         tensors: All of its tensors.
         config: Its ``config.json``; empty for an adapter.
     """
-    text = config.get("text_config") or config
+    text = text_of(config)
     tied = bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
     pack = packed_bits(config)
     parts: dict[str, Part] = {}
@@ -119,24 +120,38 @@ def _share_of_experts(text: Mapping[str, Any]) -> float:
     fields = ("num_experts", "num_local_experts", "n_routed_experts")
     experts = next((text[name] for name in fields if text.get(name)), None)
     picked = text.get("num_experts_per_tok") or text.get("num_experts_per_token")
-    return most(picked) / most(experts) if experts and picked else 1.0
+    return most(picked) / most(experts) if most(experts) and most(picked) else 1.0
 
 
 def most(value: Any) -> int:
-    """A number of a config, or the largest where it has one for each layer, as Gemma 3n does."""
-    return int(max(value) if isinstance(value, list) else value)
+    """A number of a config, or the largest of one for each layer, as Gemma 3n has them; 0 without one."""
+    listed = value if isinstance(value, list) else [value]
+    return max((number for number in listed if type(number) is int), default=0)
+
+
+def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How its files are quantized; it may stand with the language model's sizes. Empty where they are not."""
+    for part in (config, text_of(config)):
+        if isinstance(found := part.get("quantization_config"), Mapping) and found:
+            return found
+    return {}
 
 
 def packed_bits(config: Mapping[str, Any]) -> float | None:
     """Bits of one parameter, where several are packed into one number; None where they are not."""
-    quantization = config.get("quantization_config") or {}
+    quantization = quantization_of(config)
     in_4_bits = quantization.get("load_in_4bit") or quantization.get("_load_in_4bit")
     if in_4_bits or quantization.get("quant_method") == "mxfp4":
         return 4.0
-    groups = (quantization.get("config_groups") or {}).values()
-    found = [group["weights"]["num_bits"] for group in groups if (group.get("weights") or {}).get("num_bits")]
-    bits = quantization.get("bits") or quantization.get("w_bit") or (found[0] if found else None)
-    return float(bits) if bits else None
+    groups = quantization.get("config_groups")
+    weights = [
+        group.get("weights")
+        for group in (groups.values() if isinstance(groups, Mapping) else ())
+        if isinstance(group, Mapping)
+    ]
+    found = [one.get("num_bits") for one in weights if isinstance(one, Mapping)]
+    named = [quantization.get("bits"), quantization.get("w_bit"), *found]
+    return next((float(most(bits)) for bits in named if most(bits) > 0), None)
 
 
 def parameters_in(tensor: Tensor, bits: float | None) -> int:

@@ -58,11 +58,15 @@ def planned_memory(
 
 def fault(who: str, needed_bytes: int, device: Device, ways: Sequence[Way]) -> str:
     """Why it is refused, by how much, and what would make it fit."""
-    advice = (
-        f"It fits with {'; or with '.join(str(way) for way in ways)}."
-        if ways
-        else "No change of the spec makes it fit: choose a larger GPU or a smaller model."
-    )
+    if ways:
+        advice = f"It fits with {'; or with '.join(str(way) for way in ways)}."
+    elif device.gpu is None:
+        advice = (
+            "Give it more memory, where its node has more (resources.memory_bytes of an app, "
+            "scaling.memory_bytes_per_worker of a training), or choose a smaller model."
+        )
+    else:
+        advice = "No change of the spec makes it fit: choose a larger GPU or a smaller model."
     return (
         f"memory: {who} needs {gib(needed_bytes)} and has {gib(device.available_bytes or 0)} "
         f"({device.name}): it does not fit by {gib(device.short_bytes(needed_bytes))}. {advice} Where the "

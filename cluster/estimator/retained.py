@@ -1,7 +1,8 @@
 """What glibc keeps of memory that was given back: a process without a GPU is larger than what it uses.
 
 Pieces of 32 MiB and more are mapped one by one and given back at once; smaller ones lie in arenas, which keep
-their size. The numbers are fitted to 65 trainings of 2 to 240 million parameters (docs/estimator.md).
+their size. The numbers are fitted to 50 of 58 trainings of 2 to 240 million parameters; 8 were predicted
+before they ran (docs/estimator.md).
 """
 
 from __future__ import annotations

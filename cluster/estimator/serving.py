@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cluster.estimator.calibration import Calibration
-from cluster.estimator.kv_cache import KvCache
 from cluster.estimator.model import ModelShape
 from cluster.estimator.terms import Estimate, Term
 
@@ -28,12 +27,47 @@ class ServingShape:
     weight_bytes: float | None = None
     """Bytes of a parameter where the engine converts it while it loads (1: fp8); None: as the files say."""
 
-    kv_cache_bytes: float = 2
-    """Of one number in the cache: 1 for fp8."""
+    kv_cache_dtype: str = "auto"
+    """vLLM's word for what the cache keeps of a number."""
+
+    element_bytes: float = 2
+    """Of a number in the model's own type, which ``auto`` keeps."""
 
     captures_graphs: bool = True
     max_loras: int = 0
     max_lora_rank: int = 16
+
+
+@dataclass(frozen=True)
+class SequenceCache:
+    """KV cache of one sequence, on one worker."""
+
+    bytes_per_token: int
+    """In the layers that keep every token."""
+
+    windowed_bytes_per_token: int
+    """In those that keep the last ``window`` tokens only."""
+
+    window: int | None
+    """With the batches on their way, which windowed layers keep, too; None: no layer is windowed."""
+
+    def bytes_for(self, tokens: int) -> int:
+        """Of one sequence of so many tokens, in whole blocks."""
+        kept = -(-tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS
+        windowed = kept if self.window is None else min(kept, self.window)
+        return kept * self.bytes_per_token + windowed * self.windowed_bytes_per_token
+
+    def longest(self, cache_bytes: int) -> int | None:
+        """Tokens of the longest sequence that so many bytes hold, in whole blocks; None: of any length.
+
+        ``bytes_for`` the other way round: up to the window all layers grow, beyond it those that keep all.
+        """
+        each = self.bytes_per_token + self.windowed_bytes_per_token
+        tokens = cache_bytes // each if each else None
+        if self.window is not None and (tokens is None or tokens > self.window):
+            beyond = cache_bytes - self.window * self.windowed_bytes_per_token
+            tokens = beyond // self.bytes_per_token if self.bytes_per_token else None
+        return None if tokens is None else tokens // _BLOCK_TOKENS * _BLOCK_TOKENS
 
 
 @dataclass(frozen=True)
@@ -43,13 +77,20 @@ class ServingEstimate:
     fixed: Estimate
     """All but the KV cache."""
 
-    bytes_per_token: int
-    """Of KV cache, on one GPU."""
-
-    bytes_per_sequence: int
-    """Of one of ``max_model_len`` tokens, on one GPU."""
+    cache: SequenceCache | None
+    """None where the model's config does not tell: then the estimate is of all else."""
 
     max_model_len: int
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Of KV cache, on one worker, in all layers; 0 where it is not known."""
+        return self.cache.bytes_per_token + self.cache.windowed_bytes_per_token if self.cache else 0
+
+    @property
+    def bytes_per_sequence(self) -> int:
+        """Of KV cache, on one worker, of a sequence of ``max_model_len``; 0 where it is not known."""
+        return self.cache.bytes_for(self.max_model_len) if self.cache else 0
 
     @property
     def least_bytes(self) -> int:
@@ -60,35 +101,29 @@ class ServingEstimate:
         """What is left for the KV cache of what the worker may take."""
         return max(0, budget_bytes - self.fixed.device_bytes)
 
-    def tokens(self, budget_bytes: int) -> int:
-        """That the cache holds at once."""
-        blocks = self.cache_bytes(budget_bytes) // max(1, self.bytes_per_token * _BLOCK_TOKENS)
-        return blocks * _BLOCK_TOKENS
+    def sequences(self, budget_bytes: int) -> float | None:
+        """Of ``max_model_len`` at a time: vLLM's "maximum concurrency"; None: not known, or any number."""
+        each = self.bytes_per_sequence
+        return self.cache_bytes(budget_bytes) / each if each else None
 
-    def sequences(self, budget_bytes: int, tokens: int) -> float:
-        """Sequences of so many tokens at a time: vLLM's "maximum concurrency"."""
-        each = self.bytes_per_token * -(-tokens // _BLOCK_TOKENS) * _BLOCK_TOKENS
-        return self.cache_bytes(budget_bytes) / max(1, min(each, self._of_windowed(tokens)))
+    def tokens(self, budget_bytes: int) -> int | None:
+        """Tokens of those sequences, as vLLM counts what its cache holds; None: not known, or any number.
 
-    def _of_windowed(self, tokens: int) -> int:
-        """A model with windows keeps less of a long sequence than of as many tokens of short ones."""
-        if tokens < self.max_model_len:
-            return self.bytes_per_token * tokens
-        return self.bytes_per_sequence
+        Source: vllm/v1/core/kv_cache_utils.py, get_kv_cache_capacity.
+        """
+        each = self.bytes_per_sequence
+        if not each:
+            return None
+        return self.cache_bytes(budget_bytes) * self.max_model_len // each // _BLOCK_TOKENS * _BLOCK_TOKENS
+
+    def longest(self, budget_bytes: int) -> int | None:
+        """Tokens of the longest sequence that has room; None: not known, or of any length."""
+        return self.cache.longest(self.cache_bytes(budget_bytes)) if self.cache else None
 
 
 def estimate_serving(shape: ServingShape, calibration: Calibration) -> ServingEstimate:
     """What one worker of an engine needs; the largest, where pipeline stages differ."""
-    cache = shape.model.kv_cache(shape.kv_cache_bytes)
-    ways = shape.tensor_parallel_size
-    # A KV head is not divided: with more workers than heads each has a copy of one.
-    kv_ways = 1 if cache is None or cache.is_mla else min(ways, cache.heads)
-    stages = shape.pipeline_parallel_size
-    per_token = per_sequence = 0
-    if cache is not None:
-        layers = _of_largest_stage(cache.layers, stages)
-        per_token = round((cache.bytes_per_token + cache.windowed_bytes_per_token) * layers / kv_ways)
-        per_sequence = round(_of_one_sequence(shape, cache) * layers / kv_ways)
+    ways, stages = shape.tensor_parallel_size, shape.pipeline_parallel_size
     workers = ways * stages
     terms = [
         Term(
@@ -124,7 +159,7 @@ def estimate_serving(shape: ServingShape, calibration: Calibration) -> ServingEs
                 calibration.source,
             )
         )
-    return ServingEstimate(Estimate.of(terms), per_token, per_sequence, shape.max_model_len)
+    return ServingEstimate(Estimate.of(terms), _sequence_cache(shape), shape.max_model_len)
 
 
 def _of_largest_stage(layers: int, stages: int) -> float:
@@ -132,17 +167,25 @@ def _of_largest_stage(layers: int, stages: int) -> float:
     return -(-layers // stages) / max(1, layers)
 
 
-def _of_one_sequence(shape: ServingShape, cache: KvCache) -> int:
-    """Of one of ``max_model_len``: windowed layers keep the batches on their way, too.
+def _sequence_cache(shape: ServingShape) -> SequenceCache | None:
+    """Of the stage with most layers: windowed ones keep the batches on their way, too.
 
     Source: vllm/v1/kv_cache_interface.py, SlidingWindowSpec; vllm/config/vllm.py, max_in_flight_tokens.
     """
-    tokens = shape.max_model_len
-    window = tokens
-    if cache.window is not None:
-        batches = max(2, shape.pipeline_parallel_size)  # two with asynchronous scheduling
-        window = min(tokens, cache.window + batches * shape.max_num_batched_tokens)
-    return tokens * cache.bytes_per_token + window * cache.windowed_bytes_per_token
+    cache = shape.model.kv_cache(
+        shape.kv_cache_dtype,
+        element_bytes=shape.element_bytes,
+        tensor_parallel_size=shape.tensor_parallel_size,
+    )
+    if cache is None:
+        return None
+    share = _of_largest_stage(cache.layers, shape.pipeline_parallel_size)
+    batches = max(2, shape.pipeline_parallel_size)  # two with asynchronous scheduling
+    return SequenceCache(
+        bytes_per_token=round(cache.bytes_per_token * share),
+        windowed_bytes_per_token=round(cache.windowed_bytes_per_token * share),
+        window=None if cache.window is None else cache.window + batches * shape.max_num_batched_tokens,
+    )
 
 
 def _weights(shape: ServingShape) -> int:

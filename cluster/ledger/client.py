@@ -11,6 +11,8 @@ from typing import Any
 
 import ray
 
+from cluster.inventory import Inventory
+from cluster.ledger import picture
 from cluster.ledger.actor import ledger
 from cluster.placement import Request
 from runtime.core.errors import ClusterError, WaitTimeout
@@ -41,6 +43,11 @@ class Room:
     """Ids of the workers' nodes; empty where the ledger was not there to say."""
 
     accelerator_type: str | None
+
+
+def as_read(living: Inventory) -> Inventory:
+    """The living nodes with what the ledger has read of their cards, as far as it answers."""
+    return picture.as_read(living, _call("picture") or {})
 
 
 class Place:
@@ -102,24 +109,24 @@ class Place:
 
     def is_held_already(self) -> bool:
         """Whether processes of the same holder run."""
-        return bool(self._call("holds_already", self._name))
+        return bool(_call("holds_already", self._name))
 
     def close(self) -> None:
         """Give the place back, or leave the queue."""
         self._ending.set()
         if self._renewing is not None:
             self._renewing.join()
-        self._call("leave", self._name, self._token)
+        _call("leave", self._name, self._token)
 
     def starts(self) -> None:
         """End here without giving it back: others tell their shares of it from now on, an app's replicas."""
         self._ending.set()
         if self._renewing is not None:
             self._renewing.join()
-        self._call("starts", self._name)
+        _call("starts", self._name)
 
     def _ask(self, may_wait: bool) -> dict[str, Any] | None:
-        return self._call(
+        return _call(
             "ask",
             self._sizes,
             priority=self._priority,
@@ -130,15 +137,16 @@ class Place:
 
     def _renew(self) -> None:
         while not self._ending.wait(_RENEW_S):
-            is_new = self._call("renew", self._name) is False
+            is_new = _call("renew", self._name) is False
             # What has begun tells its shares itself.
-            if is_new and self._call("holds_already", self._name) is False:
+            if is_new and _call("holds_already", self._name) is False:
                 self._ask(True)
 
-    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """What the ledger answers; None where it cannot: Ray alone then decides who starts."""
-        try:
-            return ray.get(getattr(ledger(), method).remote(*args, **kwargs), timeout=_CALL_TIMEOUT_S)
-        except Exception as error:  # of any kind: a run must not end for the ledger's sake
-            _log.warning("the ledger does not answer: %r", error)
-            return None
+
+def _call(method: str, *args: Any, **kwargs: Any) -> Any:
+    """What the ledger answers; None where it cannot: Ray alone then decides who starts."""
+    try:
+        return ray.get(getattr(ledger(), method).remote(*args, **kwargs), timeout=_CALL_TIMEOUT_S)
+    except Exception as error:  # of any kind: a run must not end for the ledger's sake
+        _log.warning("the ledger does not answer: %r", error)
+        return None

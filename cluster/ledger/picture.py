@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from cluster.inventory import Inventory, Node, Share
+from cluster.inventory import Card, Inventory, Node, Share
 from cluster.ledger.books import card_index
 from cluster.shares.reading import Held, NodeReading
 
@@ -41,6 +42,24 @@ def draw(
         }
     )
     return {"at": now_s, "nodes": nodes, "waiting": list(waiting), "over": over}
+
+
+def as_read(living: Inventory, picture: Mapping[str, Any]) -> Inventory:
+    """The same nodes with what the ledger has read of their cards with NVML, where it has."""
+    read = {
+        (node["node_id"], card["index"]): card
+        for node in picture.get("nodes", [])
+        for card in node["cards"]
+        if card["uuid"]
+    }
+
+    def card_of(node: Node, card: Card) -> Card:
+        one = read.get((node.node_id, card.index))
+        return Card(card.index, one["memory_bytes"], one["product"], one["uuid"]) if one else card
+
+    return Inventory(
+        tuple(replace(node, cards=tuple(card_of(node, card) for card in node.cards)) for node in living.nodes)
+    )
 
 
 def _node(node: Node, shares: Sequence[Share], reading: NodeReading | None) -> dict[str, Any]:
@@ -101,9 +120,10 @@ def _share(share: Share, held: Held | None, card_bytes: int | None) -> dict[str,
         # It was planned before anybody had read the card.
         promised = min(promised, round(share.fraction * card_bytes))
     used = held.used_bytes if held else None
-    cards = max(1, len(held.holding.cards)) if held else 1
-    # What a process uses is told over all of its cards, what it promised of each.
-    used = None if used is None or held is None else used // (cards if held.holding.on == "card" else 1)
+    if used is not None and held is not None:
+        # What a process uses is told over all of its cards, what it promised of each. Of logical ones nobody
+        # knows better: what its family takes of the node's memory is on no card more than on another.
+        used //= max(1, len(held.holding.cards))
     over = 0
     if promised is not None and used is not None and used > (1 + TOLERANCE) * promised:
         over = used - promised

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from cluster.inventory import Inventory, Share
-from cluster.ledger.picture import FILE, draw
+from cluster.ledger.picture import FILE, as_read, draw
 from cluster.nodes_to_come import joined
 from cluster.placement import Free, NoRoom, Request, place
 from cluster.rest import call, head_node_id, inventory
@@ -26,19 +26,24 @@ def picture(dashboard_url: str) -> dict[str, Any]:
     Raises:
         ClusterError: the dashboard does not answer.
     """
-    asked = urlencode({"node_id": head_node_id(dashboard_url), "filename": FILE, "lines": -1})
+    return newest(dashboard_url) or draw(inventory(dashboard_url), [], [], [], time.time()) | {"at": None}
+
+
+def newest(dashboard_url: str) -> dict[str, Any]:
+    """The newest picture; empty where no ledger has told one."""
     try:
+        asked = urlencode({"node_id": head_node_id(dashboard_url), "filename": FILE, "lines": -1})
         found: dict[str, Any] = call("GET", dashboard_url, f"/api/v0/logs/file?{asked}") or {}
     except ClusterError:
-        found = {}
-    if abs(time.time() - found.get("at", 0.0)) <= _OLD_S:
-        return found
-    return draw(inventory(dashboard_url), [], [], [], time.time()) | {"at": None}
+        return {}
+    return found if abs(time.time() - found.get("at", 0.0)) <= _OLD_S else {}
 
 
 def at_its_largest(dashboard_url: str) -> Inventory:
-    """The living nodes of a cluster, and those that it may still get, as far as its ledger has told."""
-    return joined(inventory(dashboard_url), picture(dashboard_url).get("groups_to_come", []))
+    """The living nodes of a cluster, with what its ledger has read of their cards, and those that it may
+    still get, as far as the ledger has told."""
+    seen = newest(dashboard_url)
+    return joined(as_read(inventory(dashboard_url), seen), seen.get("groups_to_come", []))
 
 
 def refuse_without_room(dashboard_url: str, request: Request) -> None:
@@ -47,7 +52,9 @@ def refuse_without_room(dashboard_url: str, request: Request) -> None:
     Raises:
         ClusterError: there is no room now; says what is missing.
     """
-    found = place(Free.of(inventory(dashboard_url), _taken(picture(dashboard_url), request.name)), request)
+    seen = picture(dashboard_url)
+    living = as_read(inventory(dashboard_url), seen)
+    found = place(Free.of(living, _taken(seen, request.name)), request)
     if isinstance(found, NoRoom):
         raise ClusterError(
             f"there is no room for {request.name} now: {found.reason} Without --no-wait it waits for it; who "

@@ -17,6 +17,9 @@ Strategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 UNITS = 10_000
 """Ray counts resources in ten-thousandths, as integers: so do we, and 3 x 0.3333 fits on a card, exactly."""
 
+_TOO_MUCH = (1 << 62) // UNITS
+"""Amounts are added up in 64 bits, counted in ten-thousandths: what no node has is refused before that."""
+
 ANY = "any"
 """The ``accelerator_type`` that lets one request mix GPU products."""
 
@@ -67,8 +70,10 @@ class Request:
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field} is {getattr(self, field)}. Set it to 1 or more.")
         for field in ("cpus_per_worker", "memory_bytes_per_worker", "card_bytes_per_worker"):
-            if getattr(self, field) < 0:
-                raise ConfigError(f"{field} is {getattr(self, field)}. Set it to 0 or more.")
+            if not 0 <= getattr(self, field) < _TOO_MUCH:
+                raise ConfigError(
+                    f"{field} is {getattr(self, field):g}. Set it to a number from 0 on that a node can have."
+                )
         if self.strategy not in get_args(Strategy):
             known = did_you_mean(self.strategy, get_args(Strategy))
             raise ConfigError(f"strategy is {self.strategy!r}, which Ray does not know. {known}")

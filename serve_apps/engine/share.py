@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -11,6 +11,7 @@ import ray
 from cluster.shares.cards import own_cards
 from cluster.shares.holding import folder_of, told
 from cluster.shares.start_lock import alone_on
+from serve_apps.defaults import workers
 
 
 @contextmanager
@@ -24,21 +25,28 @@ def share(plan: Mapping[str, Any], *, replica_id: str) -> Iterator[None]:
     node_id = context.get_node_id()
     spec = plan["spec"]
     session = ray._private.worker._global_node.get_session_dir_path()
-    promised = plan["share_bytes"] or (plan["memory"] or {}).get("needed_bytes")
+    cards = own_cards()
     with told(
         folder_of(session, node_id),
         holder=spec["name"],
         worker=replica_id,
         kind="serve",
         node_id=node_id,
-        cards=own_cards(),
+        cards=cards,
         fraction=float(spec["resources"]["gpus"] or 0),
         cpus=float(spec["resources"]["cpus"]),
         memory_bytes=int(spec["resources"]["memory_bytes"] or 0),
-        promised_bytes=promised,
+        promised_bytes=promised_bytes(plan, cards),
         on="host" if plan["on_cpu"] else "card",
     ):
         yield
+
+
+def promised_bytes(plan: Mapping[str, Any], cards: Sequence[str]) -> int | None:
+    """What the replica keeps to on each of its cards; without cards in the node's memory, all of its workers
+    together. None where nobody reckoned it."""
+    each: int | None = plan["share_bytes"] or (plan["memory"] or {}).get("needed_bytes")
+    return each if each is None or cards else each * workers(plan["engine"])
 
 
 def alone_while_starting(plan: Mapping[str, Any]) -> AbstractContextManager[None]:

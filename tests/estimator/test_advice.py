@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from cluster.estimator.advice import Change, ways_to_fit
+from cluster.estimator.advice import Change, Way, ways_to_fit
 from cluster.estimator.device import Device, host_memory, share_of
+from cluster.estimator.planned import fault
 from cluster.gpus import find
 from runtime.core.config import load_spec
 from serve_apps.arguments import faults as engine_faults
@@ -27,7 +29,7 @@ from tests.estimator.models import (
 from train_jobs import deepspeed_presets
 from train_jobs.advice import Draft
 from train_jobs.arguments import faults as llamafactory_faults
-from train_jobs.estimate import TrainEstimate, estimate_train
+from train_jobs.estimate import TrainEstimate, estimate_train, on_nodes
 from train_jobs.spec import TrainSpec
 
 GIB = 1 << 30
@@ -41,7 +43,8 @@ def less(amount: int, *, at_least: int = 0) -> Change[int]:
 
 
 def ways(start: int, changes: list[Change[int]], available: int) -> list[tuple[tuple[str, ...], int]]:
-    return [(way.changes, way.needed_bytes) for way in ways_to_fit(start, changes, lambda n: n, available)]
+    found = ways_to_fit(start, changes, lambda n: n, lambda n: max(0, n - available))
+    return [(way.changes, way.needed_bytes) for way in found]
 
 
 def test_each_change_that_is_enough_is_a_way_and_the_cheapest_is_first():
@@ -285,3 +288,66 @@ def test_on_cpu_an_engine_is_only_told_to_have_a_shorter_context():
     length = int(way.removeprefix("engine.max_model_len: "))
     assert 1024 <= length < 40960
     assert serve(config, {"max_model_len": length}, host_memory(4 * GIB)).fits is True
+
+
+def test_an_engine_that_takes_less_of_its_card_than_it_holds_is_told_to_take_more():
+    found = serve(LLAMA_3_8B, {"max_model_len": 8192, "gpu_memory_utilization": 0.1}, card("A100-SXM4-80GB"))
+    assert said(found)[0] == "engine.gpu_memory_utilization: 0.23"
+    for utilization, fits in ((0.23, True), (0.22, False)):
+        engine = {"max_model_len": 8192, "gpu_memory_utilization": utilization}
+        assert serve(LLAMA_3_8B, engine, card("A100-SXM4-80GB")).fits is fits
+
+
+def test_a_larger_share_is_named_with_the_utilization_that_would_keep_it_small():
+    engine = {"max_model_len": 4096, "gpu_memory_utilization": 0.3}
+    found = serve(LLAMA_2_7B, engine, card("RTX-4090", 0.5))
+    assert said(found)[0] == "resources.gpus: 1 with engine.gpu_memory_utilization: 0.69"
+    assert serve(LLAMA_2_7B, engine | {"gpu_memory_utilization": 0.69}, card("RTX-4090")).fits is True
+
+
+def test_on_cpu_more_of_the_nodes_memory_is_the_first_advice_where_the_node_has_it():
+    def of(node_gib: int) -> list[str]:
+        found = estimate_serve(
+            {"max_model_len": 2048}, model=model_of(QWEN3_06B), device=host_memory(2 * GIB), most_gpus=0,
+            node_bytes=node_gib * GIB,
+        )  # fmt: skip
+        return said(found)
+
+    field, size = of(8)[0].split(": ")
+    assert field == "resources.memory_bytes"
+    enough = host_memory(int(size.removesuffix("MiB")) << 20)
+    assert estimate_serve({"max_model_len": 2048}, model=model_of(QWEN3_06B), device=enough, most_gpus=0).fits
+    assert "memory_bytes" not in " ".join(of(2))
+
+
+def test_nobody_without_a_gpu_is_told_to_choose_a_larger_one():
+    on_cpu = fault("each worker", 8 * GIB, host_memory(4 * GIB), [])
+    assert "GPU" not in on_cpu
+    assert "resources.memory_bytes" in on_cpu and "scaling.memory_bytes_per_worker" in on_cpu
+    assert "choose a larger GPU" in fault("each worker", 80 * GIB, card("L4"), [])
+
+
+def test_what_is_offloaded_must_fit_into_the_nodes_memory():
+    arguments = FULL | {"per_device_train_batch_size": 1}
+    found = train(LLAMA_3_8B, arguments, card("H100-SXM5-80GB"), deepspeed="zero3-offload", num_workers=8)
+    assert found.fits is True
+    there = on_nodes(found, 60 * GIB)
+    assert there.fits is False and there.host_short_bytes > 0
+    assert "8 workers need" in there.verdict and "60.0 GiB" in there.verdict
+    assert there.ways and "offload" not in " ".join(said(there)), "what is advised fits there, too"
+    assert on_nodes(found, 1 << 40).fits is True
+
+
+def test_offloading_is_not_advised_to_a_node_without_the_memory():
+    arguments = FULL | {"per_device_train_batch_size": 1}
+    found = train(LLAMA_2_7B, arguments, card("A100-SXM4-80GB"))
+    assert "deepspeed: zero2-offload" in said(found)
+    assert "offload" in " ".join(said(on_nodes(found, 512 * GIB)))
+    elsewhere = replace(found, ways=[Way(("scaling.accelerator_type: B200",), 1), *found.ways])
+    plan = said(on_nodes(elsewhere, 32 * GIB))
+    assert plan[0] == "scaling.accelerator_type: B200" and "offload" not in " ".join(plan)
+    tight = estimate_train(
+        found.draft, model=model_of(LLAMA_2_7B), device=card("A100-SXM4-80GB"), workers_per_node=1,
+        most_gpus=1, node_bytes=32 * GIB,
+    )  # fmt: skip
+    assert tight.ways and "offload" not in " ".join(said(tight))

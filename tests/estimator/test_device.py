@@ -45,6 +45,25 @@ def test_where_any_product_will_do_the_smallest_counts():
     assert one is not None and "H100" in one.name
 
 
+def test_where_only_cards_that_are_large_enough_are_taken_the_smallest_of_so_many_counts():
+    small = read(nodes({"CPU": 8, "GPU": 2}), "NVIDIA A100-SXM4-40GB", 40 * GIB).nodes[0]
+    large = read(nodes({"CPU": 8, "GPU": 2}), "NVIDIA A100-SXM4-80GB", 80 * GIB).nodes[0]
+    cluster = Inventory.of([small, replace(large, node_id="large")])
+
+    def gib(cards: int | None) -> float:
+        device = card_share(cluster, "A100", 1.0, cards=cards)
+        return round((device.available_bytes or 0) / GIB / 0.97) if device else 0
+
+    assert [gib(cards) for cards in (1, 2, 3, 4, 9, None)] == [80, 80, 40, 40, 40, 40]
+
+
+def test_what_a_cluster_file_says_of_a_card_counts():
+    told = Card(0, 40 * GIB, "NVIDIA A100-SXM4-40GB")
+    cluster = Inventory.of([replace(node, cards=(told,)) for node in nodes({"CPU": 8, "GPU": 1}).nodes])
+    device = card_share(cluster, "A100", 1.0)
+    assert device is not None and device.name == "NVIDIA A100-SXM4-40GB"
+
+
 def test_nothing_is_said_of_a_product_that_is_not_in_the_catalogue():
     cluster = nodes({"CPU": 8, "GPU": 2, "accelerator_type:MI300X": 1})
     assert card_share(cluster, "MI300X", 1.0) is None

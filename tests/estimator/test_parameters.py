@@ -21,6 +21,7 @@ from tests.estimator.models import (
     MIXTRAL_8X7B,
     QWEN3_06B,
     Shapes,
+    model_of,
     packed,
     shapes_of,
     write_headers,
@@ -135,3 +136,23 @@ def test_a_model_of_the_store_is_shown(store: Store, tmp_path: Path):
     told = json.loads(CliRunner().invoke(main, ["models", "show", str(folder), "--json"]).output)
     assert told["parameters"]["total"] == 596_049_920
     assert told["kv_cache"]["bytes_per_token"] == 28 * 2 * 8 * 128 * 2
+
+
+def test_a_quantization_that_stands_beside_the_language_models_sizes_counts_too():
+    """Kimi-K2.5: ``text_config`` holds it."""
+
+    def int4(name: str, shape: list[int]) -> Shapes:
+        return {
+            f"{name}.weight_packed": ("I32", [shape[0], shape[1] // 8]),
+            f"{name}.weight_scale": ("BF16", [shape[0], shape[1] // 32]),
+        }
+
+    quantization = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 32}}},
+    }
+    shapes = packed(shapes_of(LLAMA_3_8B), int4)
+    inside = LLAMA_3_8B | {"quantization_config": quantization}
+    outside, nested = model_of(inside, shapes), model_of({"text_config": inside}, shapes)
+    assert (nested.total, nested.quantized) == (outside.total, True) == (8_030_261_248, True)
+    assert nested.bytes_16bit == outside.bytes_16bit < 0.4 * 2 * 8_030_261_248

@@ -21,6 +21,7 @@ from tests.estimator.models import (
     QWEN3_06B,
     QWEN25_3B,
     Shapes,
+    llama,
     model_of,
     packed,
     shapes_of,
@@ -151,7 +152,7 @@ def test_windowed_layers_keep_the_window_and_the_batches_on_their_way():
     found = on("L4", model, max_model_len=131072, max_num_batched_tokens=2048)
     assert found.estimate.bytes_per_sequence == (4096 + 2 * 2048) * (128 << 10)
     short = on("L4", model, max_model_len=1000)
-    assert short.estimate.bytes_per_sequence == 1000 * (128 << 10)
+    assert short.estimate.bytes_per_sequence == 63 * 16 * (128 << 10), "whole blocks"
     gemma = LLAMA_3_8B | {"model_type": "gemma3_text", "sliding_window": 1024, "num_hidden_layers": 30}
     every_sixth = on("L4", model_of(gemma), max_model_len=100_000, max_num_batched_tokens=2048).estimate
     assert every_sixth.bytes_per_sequence == 4096 * (5 * 100_000 + 25 * (1024 + 4096))
@@ -268,3 +269,72 @@ def test_a_cache_of_a_given_size_is_what_vllm_takes():
     found = on("A100-SXM4-80GB", model, kv_cache_memory_bytes=8 * GIB)
     assert found.budget_bytes == found.estimate.fixed.device_bytes + 8 * GIB
     assert (found.tokens, found.sequences) == (16_384, 4.0)
+
+
+GEMMA_3_27B = llama(
+    5376, 21504, 62, 32, context=131072, num_key_value_heads=16, vocab_size=262208, head_dim=128,
+    sliding_window=1024, model_type="gemma3_text", tie_word_embeddings=True,
+)  # fmt: skip
+
+
+def test_the_longest_context_of_a_model_with_windows_is_the_one_that_still_fits():
+    model = model_of(GEMMA_3_27B)
+    found = on("A100-SXM4-80GB", model, max_model_len=131072)
+    assert found.fits and found.largest_max_model_len == 131072
+    assert found.tokens == pytest.approx(131072 * (found.sequences or 0), abs=16), "as vLLM counts them"
+    small = on("A100-SXM4-80GB", model, max_model_len=131072, gpu_memory_utilization=0.78)
+    longest = small.largest_max_model_len
+    assert small.fits is False and longest and 16384 < longest < 131072
+    fits, fails = (
+        on("A100-SXM4-80GB", model, max_model_len=n, gpu_memory_utilization=0.78)
+        for n in (longest, longest + 16)
+    )
+    assert (fits.fits, fails.fits) == (True, False)
+    advised = next(str(way) for way in small.ways if "max_model_len" in str(way))
+    assert advised == f"engine.max_model_len: {longest // 256 * 256}"
+
+
+def test_where_all_layers_are_windowed_any_length_fits():
+    model = model_of(LLAMA_3_8B | {"sliding_window": 4096, "max_position_embeddings": 131072})
+    assert on("L4", model).largest_max_model_len == 131072
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("8k", 8000), ("8K", 8192), ("25.6k", 25600), ("8192", 8192), (" 1m ", 10**6), (4096, 4096)],
+)
+def test_lengths_are_read_as_vllm_reads_them(written: Any, read: int):
+    """vllm/utils/argparse_utils.py, human_readable_int."""
+    shape = serving_shape(
+        {"max_model_len": written, "max_num_batched_tokens": written}, model=LLAMA_31_8B, card_bytes=24 * GIB
+    )
+    assert (shape.max_model_len, shape.max_num_batched_tokens) == (read, read)
+
+
+@pytest.mark.parametrize("written", ["auto", "AUTO", "-1", -1])
+def test_where_vllm_chooses_the_length_it_takes_the_longest_that_fits(written: Any):
+    found = on("L4", LLAMA_31_8B, max_model_len=written)
+    assert found.fits is True
+    assert found.max_model_len == found.largest_max_model_len
+    assert found.sequences == pytest.approx(1, rel=0.01)
+    assert on("L4", LLAMA_31_8B, max_model_len=found.max_model_len).fits is True
+
+
+def test_without_a_known_cache_weights_are_refused_and_nothing_else():
+    unknown = model_of(LLAMA_3_8B | {"mamba_d_state": 16, "max_position_embeddings": 10**6})
+    found = on("L4", unknown)
+    assert (found.fits, found.tokens, found.sequences, found.largest_max_model_len) == (None,) * 4
+    assert "without its KV cache" in found.verdict
+    assert on("RTX-4060", unknown).fits is False, "its weights alone are too much"
+    assert on("L4", LLAMA_31_8B, kv_cache_dtype="turboquant_3bit_nc").estimate.bytes_per_token < 64 << 10
+
+
+def test_a_cache_of_a_given_size_must_hold_a_sequence_and_fit_itself():
+    small, large = (on("A100-SXM4-80GB", LLAMA_8B, kv_cache_memory_bytes=n) for n in (1, 10**12))
+    assert (small.fits, large.fits) == (False, False)
+    assert [str(way) for way in small.ways] == ["engine.kv_cache_memory_bytes: 1073741824"]
+    (way,) = large.ways
+    size = int(str(way).removeprefix("engine.kv_cache_memory_bytes: "))
+    assert on("A100-SXM4-80GB", LLAMA_8B, kv_cache_memory_bytes=size).fits is True
+    assert on("A100-SXM4-80GB", LLAMA_8B, kv_cache_memory_bytes=size + 1).fits is False
+    assert large.verdict.startswith("does not fit by 8")

@@ -438,3 +438,21 @@ def test_an_encoder_and_half_a_config_can_be_asked_for_too(config: dict[str, Any
     model = model_of(sizes_of_bert | config, tensors)
     assert estimated(model, FULL).device_bytes > 16 * model.total
     assert estimated(model, LORA).device_bytes > 2 * model.total
+
+
+@pytest.mark.parametrize("value", ["500000000", 500_000_000, 5e8])
+def test_the_size_of_a_bucket_counts_however_it_is_written(value: Any):
+    config = {"zero_optimization": {"stage": 2, "reduce_bucket_size": value}}
+    shape = training_shape(Recipe(FULL, zero_stage=2, on_cpu=False), config, model=LLAMA_7B, num_workers=2)
+    assert sizes(estimate_training(shape, calibration("gpu")))["reduce bucket"] == 1_000_000_000
+
+
+@pytest.mark.parametrize("section", [None, "cpu", {"reduce_bucket_size": "5e8", "offload_optimizer": "cpu"}])
+def test_a_config_that_the_plan_refuses_is_no_traceback_in_the_estimate(section: Any):
+    shape = training_shape(
+        Recipe(FULL, zero_stage=2, on_cpu=False),
+        {"zero_optimization": section},
+        model=LLAMA_7B,
+        num_workers=2,
+    )
+    assert shape.zero is not None and shape.zero.reduce_bucket_size == 500_000_000

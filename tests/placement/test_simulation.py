@@ -5,11 +5,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.placement import Request
 from cluster.simulation import Simulated, simulate
 from cluster.simulation_spec import SimulatedCluster, WorkloadSpec, load_cluster
 from cluster.waiting import CLASSES, NOT_PASSED_AFTER_S, PROMOTED_AFTER_S
@@ -261,3 +263,39 @@ def test_a_thousand_requests_on_ten_thousand_cards_take_seconds():
     assert {outcome.status for outcome in result.outcomes} == {"ended"}
     # Measured 2 s.
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize(
+    ("node", "asked", "said"),
+    [
+        ({"cpus": float("inf")}, {}, "cpus"),
+        ({"cpus": 1e300}, {}, "cpus"),
+        ({"memory": "10EiB"}, {}, "memory"),
+        ({"gpu_memory": "10EiB"}, {}, "gpu_memory"),
+        ({}, {"cpus_per_worker": float("inf")}, "cpus_per_worker"),
+        ({}, {"cpus_per_worker": 1e300}, "cpus_per_worker"),
+        ({}, {"memory_per_worker": "10EiB"}, "memory_per_worker"),
+        ({}, {"at_s": float("nan")}, "at_s"),
+        ({}, {"duration_s": float("inf")}, "duration_s"),
+    ],
+)
+def test_a_number_that_no_cluster_has_is_refused_by_its_field(
+    node: dict[str, object], asked: dict[str, object], said: str
+):
+    with pytest.raises(ConfigError, match=said):
+        run(nodes(**node), job("one", 1, **asked))
+
+
+def test_the_largest_that_may_be_written_is_simulated():
+    huge = nodes(cpus=1e6, memory="256TiB", gpu_memory="256TiB")
+    asked = job("one", 4, cpus_per_worker=1000.0, memory_per_worker="64TiB", gpu_memory_per_worker="256TiB")
+    assert run(huge, asked).outcomes[0].status == "ended"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"cpus_per_worker": float("inf")}, {"memory_bytes_per_worker": 10 << 60}, {"cpus_per_worker": -1}],
+)
+def test_a_request_for_what_no_node_has_is_refused_before_it_overflows(change: dict[str, Any]):
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        Request("one", **change)

@@ -406,3 +406,34 @@ def test_without_a_gpu_a_context_longer_than_the_cache_is_refused_before_vllm_do
         ConfigError, match=r"neither it nor resources.memory_bytes is set\), but one sequence"
     ):
         on_cpu(store, None, max_model_len=16384)
+
+
+def test_plan_says_what_train_says_of_a_node_that_cannot_take_what_is_offloaded(store: Store):
+    """Eight workers of a full training of Llama-3-8B offload 150 GiB; the node hands out 59.6."""
+    cluster = nodes({"CPU": 64, "GPU": 8, "accelerator_type:H100": 1, "memory": 64e9})
+    full = LORA | {"finetuning_type": "full"}
+    data = TRAIN | {"llamafactory": full, "deepspeed": "zero3-offload"}
+    data |= {"scaling": {"num_workers": 8, "gpus_per_worker": 1}}
+    found = estimate(data, store, inventory=cluster)
+    assert isinstance(found, Report)
+    assert found.fits is False and "59.6 GiB" in found.verdict
+    assert "offload" not in " ".join(found.ways)
+    with pytest.raises(ConfigError, match=r"hands out 59\.6 GiB"):
+        plan_train(load_spec(TrainSpec, data), store=store, inventory=cluster)
+
+
+@pytest.mark.parametrize("size", [1, 10**12])
+def test_plan_says_what_serve_says_of_a_cache_of_a_given_size(store: Store, size: int):
+    cluster = nodes({"CPU": 64, "GPU": 8, "accelerator_type:H100": 1, "memory": 9e11})
+    data = SERVE | {"engine": {"max_model_len": 8192, "kv_cache_memory_bytes": size}}
+    found = estimate(data, store, inventory=cluster)
+    assert isinstance(found, Report)
+    assert found.fits is False and found.verdict.startswith("does not fit")
+    (way,) = found.ways
+    assert way.startswith("engine.kv_cache_memory_bytes: ")
+    with pytest.raises(ConfigError, match=r"engine\.kv_cache_memory_bytes"):
+        plan_serve(load_spec(ServeSpec, data), store=store, inventory=cluster)
+    following = data | {"engine": {"max_model_len": 8192, "kv_cache_memory_bytes": int(way.split(": ")[1])}}
+    assert plan_serve(load_spec(ServeSpec, following), store=store, inventory=cluster).memory
+    again = estimate(following, store, inventory=cluster)
+    assert isinstance(again, Report) and again.fits is True

@@ -55,7 +55,7 @@ def test_the_application_names_no_path_but_the_store_and_pins_the_version(with_m
                 "policy": "ongoing_requests",
                 "policy_target": None,
             },
-            "resources": {"cpus": 0.5, "gpus": 0.0, "memory_bytes": None},
+            "resources": {"cpus": 0.5, "gpus": 0.0, "accelerator_type": None, "memory_bytes": None},
             "memory_check": "refuse",
             "priority": "serving",
             "route_prefix": "/assistant",
@@ -151,7 +151,8 @@ def test_a_replica_larger_than_a_node_is_spread_over_nodes_its_own_process_besid
     four_nodes = nodes(*[{"CPU": 16.0, "GPU": 8.0}] * 4)
     planned = plan_serve(spec, store=with_model, inventory=four_nodes)
     assert planned.engine["distributed_executor_backend"] == "ray"
-    assert planned.placement_group_bundles == [{"CPU": 0.5, "GPU": 1}, *[{"GPU": 1}] * 15]
+    worker = {"GPU": 1, "accelerator_type:A100": 0.001}
+    assert planned.placement_group_bundles == [{"CPU": 0.5, **worker}, *[worker] * 15]
     assert planned.ray_actor_options == {"num_cpus": 0.5, "num_gpus": 0}
     assert planned.reserved == {"CPU": 0.5, "GPU": 16} and planned.spec.autoscaling.max_replicas == 2
     on_one = plan_serve(spec, store=with_model, inventory=nodes(*[{"CPU": 32.0, "GPU": 16.0}] * 2))

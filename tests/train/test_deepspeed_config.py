@@ -236,3 +236,25 @@ def test_what_is_given_is_never_changed():
 
 def test_a_config_without_zero_has_stage_0_and_no_config_has_none():
     assert (stage_of({}), stage_of({"zero_optimization": {"stage": 3}}), stage_of(None)) == (0, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("reduce_bucket_size", "5e8"),
+        ("reduce_bucket_size", None),
+        ("stage3_max_live_parameters", None),
+        ("stage3_prefetch_bucket_size", -1),
+        ("sub_group_size", 0.5),
+        ("max_live_parameters", True),
+    ],
+)
+def test_a_size_that_deepspeed_would_not_read_is_refused_with_field_value_and_remedy(key: str, value: Any):
+    (fault,) = agreed({"zero_optimization": {"stage": 3, key: value}}).faults
+    assert fault.startswith(f"deepspeed.zero_optimization.{key}: is {value!r}")
+    assert "500000000" in fault
+
+
+@pytest.mark.parametrize("value", ["500000000", 500000000, 5e8, "auto"])
+def test_a_size_may_be_written_as_deepspeed_reads_it(value: Any):
+    assert agreed({"zero_optimization": {"stage": 2, "reduce_bucket_size": value}}).faults == []

@@ -11,6 +11,7 @@ import pytest
 from runtime.core.config import load_spec
 from runtime.core.errors import ConfigError
 from storage.store import Store
+from tests.estimator.models import llama, shapes_of, write_headers
 from tests.inventories import nodes
 from train_jobs.elastic import accumulation_for, worker_counts
 from train_jobs.plan import TrainPlan, plan_train, resolve
@@ -356,6 +357,61 @@ def test_a_product_that_the_cluster_does_not_have_is_refused(spec: dict[str, Any
         ConfigError, match=r"accelerator_type: is 'A10', which .* not have. Did you mean 'A100'\?"
     ):
         on_gpus(spec, store, {"A100": 8.0}, accelerator_type="A10")
+
+
+@pytest.fixture
+def large(store: Store, tmp_path: Path) -> str:
+    """A model of 32 billion parameters, without its weights."""
+    config = llama(5120, 25600, 64, 64, context=40960, num_key_value_heads=8, vocab_size=151936, head_dim=128)
+    store.publish_model(write_headers(tmp_path / "large", config, shapes_of(config)), "large")
+    return "large"
+
+
+def lora(spec: dict[str, Any], model: str) -> dict[str, Any]:
+    arguments = {"finetuning_type": "lora", "bf16": True, "per_device_train_batch_size": 1}
+    return spec | {"model": model, "llamafactory": spec["llamafactory"] | arguments}
+
+
+def test_workers_are_on_a_product_whose_cards_hold_them(spec: dict[str, Any], store: Store, large: str):
+    planned = on_gpus(lora(spec, large), store, {"L4": 8.0, "H100": 4.0})
+    assert planned.accelerator_type == "H100"
+    assert planned.memory and "H100" in planned.memory.device
+    (note,) = [note for note in planned.notes if "accelerator_type" in note]
+    assert note.endswith("H100: all workers are on one product of GPU; they would not fit on L4.")
+    # 40 or 80 GB: nobody knows yet.
+    alone = on_gpus(lora(spec, large), store, {"A100": 8.0})
+    assert alone.accelerator_type == "A100" and alone.memory and alone.memory.on_card > 60 << 30
+
+
+def test_another_product_on_which_it_would_fit_is_offered(spec: dict[str, Any], store: Store, large: str):
+    def said(products: dict[str, float], **scaling: Any) -> str:
+        with pytest.raises(ConfigError) as refused:
+            on_gpus(lora(spec, large), store, products, **scaling)
+        return str(refused.value)
+
+    named = said({"L4": 8.0, "H100": 4.0}, accelerator_type="L4")
+    assert "(NVIDIA L4)" in named and "It fits with scaling.accelerator_type: H100; or with" in named
+    assert "scaling.num_workers: 16" not in named, "there are 8 of them"
+    # Of H100 there are too few, and on no other it fits: the numbers of the largest that has enough.
+    few = said({"L4": 8.0, "L40S": 4.0, "H100": 2.0})
+    assert "NVIDIA L40S" in few and "accelerator_type: H100" not in few
+    # With memory_check: warn nothing is refused; the largest is nearest to it.
+    warned = on_gpus(lora(spec, large) | {"memory_check": "warn"}, store, {"L4": 8.0, "L40S": 4.0})
+    assert warned.accelerator_type == "L40S"
+    assert any("does not fit by" in note for note in warned.notes)
+
+
+def test_where_products_may_mix_the_cards_that_are_large_enough_count(
+    spec: dict[str, Any], store: Store, large: str
+):
+    def has(workers: int) -> int | None:
+        spec_ = lora(spec, large) | {"memory_check": "warn"}
+        products = {"L4": 8.0, "H100": 4.0}
+        planned = on_gpus(spec_, store, products, accelerator_type="any", num_workers=workers)
+        return planned.memory.available_bytes if planned.memory else None
+
+    assert (has(4) or 0) > 70 << 30
+    assert (has(5) or 0) < 24 << 30
 
 
 def test_gpus_are_counted_by_product_over_all_nodes():
