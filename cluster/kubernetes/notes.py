@@ -1,4 +1,4 @@
-"""What a cluster's user should know before applying: what waits for nodes, or for a Ray cluster."""
+"""What a cluster's user should know before applying: Ray clusters that wait for each other's nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cluster.kubernetes.workloads import ServeApp, TrainJob
 
 
 def notes(spec: ClusterSpec, *, apps: Sequence[ServeApp] = (), jobs: Sequence[TrainJob] = ()) -> list[str]:
-    """Sentences about what will wait: for a node that others keep, or for the cluster of apps to train in.
+    """Sentences about pods that will find no node, as long as the others keep theirs.
 
     A node has one Ray pod. The RayService's cluster keeps the least number of nodes of every group, and so
     does the shared RayCluster; a training job's own cluster needs nodes besides.

@@ -99,7 +99,7 @@ def _submission(name: str, status: dict[str, Any]) -> State:
         return State(name, True, "complete")
     if status.get("ready"):
         return State(name, True, "its run is submitted")
-    waits = "waits for the Ray cluster that serves, to submit its run"
+    waits = "waits for its Ray cluster, to submit the run"
     return State(name, False, waits if status.get("active") else "its pod starts")
 
 

@@ -80,7 +80,7 @@ def waited_for(status):
 
 
 def test_a_job_whose_pod_still_waits_for_the_cluster_is_not_ready():
-    assert waited_for({"active": 1}).doing == "waits for the Ray cluster that serves, to submit its run"
+    assert waited_for({"active": 1}).doing == "waits for its Ray cluster, to submit the run"
     assert not waited_for({"active": 1, "ready": 0}).is_ready
     assert waited_for({"active": 1, "ready": 1}).is_ready
     assert waited_for({"conditions": [condition("Failed", message="BackoffLimitExceeded")]}).has_failed
