@@ -67,12 +67,16 @@ class Engine:
             ServeError: vLLM did not start; carries the last error line that it wrote.
             StorageError: the model could not be brought to this node, or to another of its workers.
         """
-        watch_over_children()
+        socket_dir = watch_over_children()
         # Where set on the cluster it would win over the share of memory that the plan says.
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
         spec = plan["spec"]
         model = open_store(spec["store"]).model(spec["model"]).fetch()
         keepers = keep_on_other_nodes(plan, model.path)
+        if not keepers:
+            # vLLM takes TMPDIR otherwise, and leaves its sockets there when it is killed. Where workers are on
+            # several nodes it hands the variable to all, and the others have no such folder.
+            os.environ.setdefault("VLLM_RPC_BASE_PATH", str(socket_dir))
         try:
             args = _parse(plan, model.path)
             stats = EngineStats()

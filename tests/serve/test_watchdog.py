@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import stat
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -122,3 +125,25 @@ def test_a_worker_whose_engine_died_first_is_not_forgotten(start: Start):
     replica.kill()
     replica.wait()
     wait_for(lambda: not alive(grandchild), "grandchild gone", 10)
+
+
+@pytest.mark.parametrize("name", ["short", "long" * 20])
+def test_the_sockets_of_its_children_have_short_paths_and_go_with_them(tmp_path: Path, name: str):
+    program = (
+        "from serve_apps.engine.watchdog import watch_over_children; print(watch_over_children()); input()"
+    )
+    (tmp_path / name).mkdir()
+    env = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / name), "PYTHONUNBUFFERED": "1"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-c", program], env=env, stdin=pipe, stdout=pipe, text=True
+    ) as replica:
+        assert replica.stdout
+        folder = Path(replica.stdout.readline().strip())
+        with socket.socket(socket.AF_UNIX) as server:
+            # As vLLM names them. Nobody takes it away from the one that is killed.
+            server.bind(str(folder / str(uuid.uuid4())))
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        replica.kill()
+        replica.wait()
+    wait_for(lambda: not folder.exists(), "the folder of the sockets is gone", 10)
