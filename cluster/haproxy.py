@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cluster import haproxy_rules
 from cluster.environments import interpreter
-from cluster.processes import free_port, port_is_free
+from cluster.processes import port_is_free
 from runtime.core.errors import ClusterError, EnvironmentFault
 
 DRAIN_S = 3.0
@@ -24,8 +24,17 @@ load balancers outside; HAProxy's own reload follows within a second."""
 FOLDER_BYTES = 38
 """Longest folder: HAProxy takes socket paths of 97 bytes, and Ray puts the node's id (56) before the name."""
 
-_REPLICA_PORTS = 100
-"""Ports for the replicas of one node."""
+_PORTS = 100
+"""Ports of one cluster's Serve on this machine: the last four are HAProxy's and Ray's own proxy's, the others
+the replicas'."""
+
+_BLOCKS = range(20_000, 30_000, _PORTS)
+"""Above those that Ray gives its workers (10002 to 19999), below those that the kernel hands out (from 32768)
+and those of Ray Serve on a plain node: between `tandem up` and the first app nobody else comes to listen
+there."""
+
+_HTTP_PORTS = range(31_100, 32_600)
+"""Above Ray Serve's on a plain node, and below those of the kernel."""
 
 POD_FOLDER = Path("/tmp/tandem-haproxy")
 """HAProxy's files in a pod, which has one cluster only."""
@@ -45,15 +54,15 @@ def haproxy_env(folder: Path) -> Mapping[str, str]:
 
     With Ray's fixed paths and ports a second cluster on the machine would take over the first one's HAProxy.
     """
-    first = _first_port()
+    *replicas, fallback_http, fallback_grpc, metrics, stats = _free_block()
     return {
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + _REPLICA_PORTS),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas[-1]),
         # Ray's own proxy, which takes the requests of an app without replicas.
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback_http),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(fallback_grpc),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, max(1, (os.cpu_count() or 1) // 2))),
         **_everywhere(folder, launcher(folder)),
     }
@@ -88,18 +97,31 @@ def _everywhere(folder: Path, binary: Path) -> dict[str, str]:
     }
 
 
-def _first_port() -> int:
-    """Of a block of ports for the replicas, below those that the kernel hands out.
+def free_http_port() -> int:
+    """A port for the serving endpoint, which listens when the first app comes and not before."""
+    for _ in range(100):
+        port = secrets.choice(_HTTP_PORTS)
+        if port_is_free(port):
+            return port
+    raise ClusterError(
+        f"no free port from {_HTTP_PORTS.start} on for the serving endpoint. Choose one: --http-port."
+    )
 
-    Ray gives every cluster the same block, and two servers may share a port: one cluster's HAProxy would ask
-    the other's replicas.
+
+def _free_block() -> range:
+    """Ports in a row.
+
+    Ray gives every cluster the same block for replicas, and two servers may share a port: one cluster's
+    HAProxy would ask the other's replicas.
     """
     for _ in range(100):
-        first = secrets.choice(range(10_000, 30_000, _REPLICA_PORTS))
-        if all(port_is_free(port) for port in range(first, first + _REPLICA_PORTS)):
-            return first
+        first = secrets.choice(_BLOCKS)
+        block = range(first, first + _PORTS)
+        if all(port_is_free(port) for port in block):
+            return block
     raise ClusterError(
-        f"no {_REPLICA_PORTS} free ports in a row between 10000 and 30000 for replicas. End what uses them."
+        f"no {_PORTS} free ports in a row between {_BLOCKS.start} and {_BLOCKS.stop} for replicas. End what "
+        "uses them."
     )
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from cluster import supervised
 from cluster.gpus import find
-from cluster.haproxy import haproxy_env
+from cluster.haproxy import free_http_port, haproxy_env
 from cluster.inventory import Card, Inventory
 from cluster.monitoring.local import Monitoring, prepare, wait_until_ready
 from cluster.nodes import node_of
@@ -169,7 +169,7 @@ def _refuse_beside_a_node() -> None:
 def _start(spec: LocalClusterSpec) -> LocalCluster:
     ports = {
         "dashboard": _port(spec.dashboard_port, "dashboard_port"),
-        "http": _port(spec.http_port, "http_port"),
+        "http": _port(spec.http_port, "http_port") if spec.http_port else free_http_port(),
         "gcs": free_port(),
     }
     temp_dir = ray_temp_dir()

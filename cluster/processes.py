@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import signal
 import socket
+from collections import deque
 from collections.abc import Iterable
 
 import psutil
@@ -52,11 +53,19 @@ def kill_all(processes: Iterable[psutil.Process]) -> None:
             continue
 
 
+_given: deque[int] = deque(maxlen=100)
+"""Ports that were found lately: who asked for one may not listen there yet."""
+
+
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nobody listens on now, and that this process has not just been given."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given:
+            _given.append(port)
+            return port
 
 
 def port_is_free(port: int, host: str = "127.0.0.1") -> bool:

@@ -30,6 +30,9 @@ _FRESHER_S = 0.2
 _WAIT_S = 0.5
 _ASK_TIMEOUT_S = 2.0
 _PATIENCE_S = 3.0
+_UNKNOWN_WAIT_S = _PATIENCE_S + _ASK_TIMEOUT_S
+"""Who asks for an app that is not known or not ready waits for a whole look, slow as it may be: to say of an
+app that was deployed just now that there is none would be wrong."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,15 @@ class KnownApps:
         Raises:
             Refused: 503: Serve did not tell yet.
         """
+        return await self._seen(fresh_s, _WAIT_S)
+
+    async def _seen(self, fresh_s: float, wait_s: float) -> list[KnownApp]:
+        """The same; for a look that takes longer than ``wait_s`` the one before must do."""
         if self._look is None and time.monotonic() - self._looked_at > fresh_s:
             self._look = asyncio.create_task(self._look_now(), name="tandem-front-look")
         if self._look is not None:
             # A store or a controller that is silent must not hold up those whose app is known.
-            await asyncio.wait([self._look], timeout=_WAIT_S if self._apps is not None else None)
+            await asyncio.wait([self._look], timeout=wait_s if self._apps is not None else None)
         if self._apps is None:
             raise Refused(
                 503, "The apps are not known yet. Try again.", type="server_error", code="starting",
@@ -115,7 +122,7 @@ class KnownApps:
         if found is not None and found.answers:
             return found
         # It may have changed within the second: who deployed an app and saw it ready asks at once.
-        return _answering(await self.all(fresh_s=_FRESHER_S), model)
+        return _answering(await self._seen(_FRESHER_S, _UNKNOWN_WAIT_S), model)
 
     async def _look_now(self) -> None:
         try:

@@ -12,17 +12,16 @@ import pytest
 from cluster.processes import descendants
 from tests.conftest import ROOT, wait_for
 
-# The head leaves a grandchild in a session of its own, as vLLM and Ray do.
+# The head leaves a grandchild in a session of its own, as vLLM and Ray do, and ends when its input does.
 HEAD = (
-    "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
+    "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], "
+    "stdin=subprocess.DEVNULL, start_new_session=True); sys.stdin.read()"
 )
-STAYS = HEAD + "start_new_session=True); time.sleep(600)"
-ENDS = HEAD + "start_new_session=True); time.sleep(0.5)"
 
 
-def supervise(state: Path, head: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "cluster.supervisor", str(state), sys.executable, "-c", head]
-    return subprocess.Popen(command, cwd=ROOT)
+def supervise(state: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "cluster.supervisor", str(state), sys.executable, "-c", HEAD]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE)
 
 
 def below(pid: int, count: int) -> list[psutil.Process]:
@@ -37,7 +36,7 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_head_and_its_orphans(tmp_path: Path, number: signal.Signals):
-    with supervise(tmp_path / "state.json", STAYS) as supervisor:
+    with supervise(tmp_path / "state.json") as supervisor:
         processes = below(supervisor.pid, 2)
         wait_for((tmp_path / "state.json").exists, "the state file", 30)
         assert json.loads((tmp_path / "state.json").read_text())["pid"] == supervisor.pid
@@ -48,12 +47,13 @@ def test_a_signal_ends_the_head_and_its_orphans(tmp_path: Path, number: signal.S
 
 
 def test_signals_during_the_clean_up_do_not_interrupt_it(tmp_path: Path):
-    with supervise(tmp_path / "state.json", ENDS) as supervisor:
-        processes = below(supervisor.pid, 2)
-        wait_for(
-            lambda: len(descendants(supervisor.pid)) == 1, "the head has ended, the orphan is adopted", 30
-        )
+    with supervise(tmp_path / "state.json") as supervisor:
+        head, orphan = below(supervisor.pid, 2)
+        assert supervisor.stdin
+        supervisor.stdin.close()
+        wait_for(lambda: gone([head]), "the head has ended, the orphan is adopted", 30)
         for _ in range(3):
             supervisor.send_signal(signal.SIGTERM)
         assert supervisor.wait(30) == 0
-    assert gone(processes)
+    assert gone([orphan])
+    assert not (tmp_path / "state.json").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.inventory import Card, Inventory, Node, Share
@@ -142,6 +142,7 @@ def clusters(draw: st.DrawFn) -> tuple[Inventory, dict[str, dict[str, float]], l
     return Inventory.of([node]), {"a": left_by_ray}, ours
 
 
+@settings(deadline=None)
 @given(clusters())
 def test_the_shares_of_a_card_never_exceed_the_card_where_rays_numbers_are_right(cluster):
     inventory, left, ours = cluster
@@ -156,6 +157,7 @@ def test_the_shares_of_a_card_never_exceed_the_card_where_rays_numbers_are_right
     assert sum(taken.values()) >= round((cards - left["a"]["GPU"]) * 10_000)
 
 
+@settings(deadline=None)
 @given(st.lists(FRACTIONS, max_size=6), st.floats(-1, 4))
 def test_no_numbers_of_rays_make_it_fail_or_give_more_than_a_card_to_the_others(fractions, left):
     holdings = [holding(f"run-{i}", cards=(str(i % 3),), fraction=one) for i, one in enumerate(fractions)]

@@ -441,7 +441,8 @@ def test_ten_thousand_cards_are_planned_in_a_fraction_of_the_time_allowed():
 def test_the_largest_request_of_a_full_cluster_is_answered_at_once():
     free = Free.of(big_cluster())
     all_a100 = Request("r", "train", workers_per_group=8_000, gpus_per_worker=1, accelerator_type="A100")
-    started = time.perf_counter()
+    # Time of this thread alone, however busy the machine is.
+    started = time.thread_time()
     free = free.taken(placed(free, all_a100))
     assert refused(free, all_a100).reason.startswith("0 of 8000 workers find a whole A100 now; no node has")
-    assert time.perf_counter() - started < 2.0
+    assert time.thread_time() - started < 2.0

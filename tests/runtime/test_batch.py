@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -65,14 +66,13 @@ def server() -> Iterator[Server]:
         Route("/v1/models", serving.models),
         Route("/v1/completions", serving.answer, methods=["POST"]),
     ]
-    port = free_port()
-    serving.url = f"http://127.0.0.1:{port}"
-    running = uvicorn.Server(
-        uvicorn.Config(Starlette(routes=routes), port=port, log_level="warning", lifespan="off")
-    )
-    thread = threading.Thread(target=running.run)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    serving.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    running = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
-    wait_for(lambda: running.started, "the server listens", 10)
+    wait_for(lambda: running.started, "the server listens", 20)
     yield serving
     running.should_exit = True
     thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -174,32 +175,52 @@ def _page(url: str) -> str:
 
 def test_a_client_that_leaves_aborts_its_generation(cluster: TestCluster, client: httpx.Client):
     body = {"model": "docstrings", "prompt": "def", "max_tokens": 400, "ignore_eos": True, "stream": True}
-    with client.stream("POST", "/v1/completions", json=body) as reply:
+    headers = {"content-type": "application/json", "x-request-id": "streamed"}
+    with client.stream("POST", "/v1/completions", json=body, headers=headers) as reply:
         next(reply.iter_lines())
     pid = replica_pid(cluster, "docstrings")
     logs = (Path(local.current().temp_dir) / "session_latest/logs").glob(f"worker-*-{pid}.err")  # type: ignore[union-attr]
     (log,) = logs
 
-    def last() -> dict[str, Any]:
-        lines = [line for line in log.read_text().splitlines() if line.startswith('{"at"')]
-        return json.loads(lines[-1])
+    def line_of(request_id: str) -> dict[str, Any] | None:
+        """What the log says of a request; None before it has ended."""
+        lines = [json.loads(line) for line in log.read_text().split("\n")[:-1] if line.startswith('{"at"')]
+        return next((line for line in lines if line["request_id"] == request_id), None)
 
-    wait_for(
-        lambda: last()["status"] == 200 and last()["path"] == "/v1/completions", "its line in the log", 30
-    )
-    assert 0 < last()["completion_tokens"] < 400 and last()["ttft_s"] > 0
-    # One that is not streamed has told nothing when it is broken off, and was work all the same.
-    with pytest.raises(httpx.ReadTimeout):
-        client.post("/v1/completions", json={**body, "stream": False}, timeout=httpx.Timeout(5, read=0.3))
-    wait_for(lambda: last()["status"] == 499, "the line of the one that is not streamed", 60)
-    assert last()["prompt_tokens"] > 0 and 0 < last()["completion_tokens"] < 400
+    told = wait_for(lambda: line_of("streamed"), "its line in the log", 30)
+    assert (told["status"], told["path"]) == (200, "/v1/completions")
+    assert 0 < told["completion_tokens"] < 400 and told["ttft_s"] > 0
+    # One that is not streamed has told nothing when it is broken off, and was work all the same. The client
+    # leaves when the engine has begun with it, which on a busy machine may take a while.
+    url, before = client.base_url, generated_tokens(client)
+    leaving = http.client.HTTPConnection(url.host, url.port)
+    sent = json.dumps({**body, "stream": False})
+    leaving.request("POST", f"{url.path}v1/completions", sent, headers | {"x-request-id": "whole"})
+    wait_for(lambda: generated_tokens(client) > before, "its first tokens", 60)
+    leaving.close()
+    told = wait_for(lambda: line_of("whole"), "the line of the one that is not streamed", 60)
+    assert told["status"] == 499
+    assert told["prompt_tokens"] > 0 and 0 < told["completion_tokens"] < 400
+
+
+def generated_tokens(client: httpx.Client) -> float:
+    """Of all requests so far, as the engine counts them while they run."""
+    (count,) = re.findall(r"^vllm:generation_tokens_total\{.*\} (\S+)$", client.get("/metrics").text, re.M)
+    return float(count)
 
 
 def test_one_endpoint_answers_for_every_app_by_the_model(inputs: TestCluster, app_url: str):
     with httpx.Client(base_url=inputs.http_url, timeout=120, trust_env=False) as root:
+
+        def listed() -> list[tuple[str, str, str, int | None]]:
+            cards = root.get("/v1/models").json()["data"]
+            return [(card["id"], card["version"], card["state"], card["max_model_len"]) for card in cards]
+
+        # The front has not been asked before, and answers with what it saw last where a look takes longer
+        # than half a second: this one asks the app itself.
+        expected = ("docstrings", f"{BASE}/v1", "RUNNING", 512)
+        wait_for(lambda: listed() == [expected], "the app is listed", 30)
         (card,) = root.get("/v1/models").json()["data"]
-        assert card["id"] == "docstrings" and card["version"] == f"{BASE}/v1" and card["state"] == "RUNNING"
-        assert card["max_model_len"] == 512
         assert root.get("/v1/models/docstrings").json() == card
         body = {"prompt": "def", "max_tokens": 4, "temperature": 0, "model": "docstrings"}
         replies = [root.post("/v1/completions", json=body) for _ in range(2)]
@@ -236,15 +257,20 @@ def test_a_stream_arrives_as_it_is_made(client: httpx.Client):
         "ignore_eos": True,
         "stream": True,
     }
-    began, arrived = time.monotonic(), []
-    with client.stream("POST", "/v1/completions", json=body | {"temperature": 0}) as reply:
-        for line in reply.iter_lines():
-            if line.startswith("data: {"):
-                json.loads(line.removeprefix("data: "))
-                arrived.append(time.monotonic() - began)
-    assert len(arrived) > 50
-    # Buffered, the first would come with the last.
-    assert arrived[0] < arrived[-1] / 3
+
+    def arrived() -> list[float]:
+        """Seconds after the request."""
+        began, found = time.monotonic(), []
+        with client.stream("POST", "/v1/completions", json=body | {"temperature": 0}) as reply:
+            for line in reply.iter_lines():
+                if line.startswith("data: {"):
+                    json.loads(line.removeprefix("data: "))
+                    found.append(time.monotonic() - began)
+        assert len(found) > 50
+        return found
+
+    # Buffered, the first would always come with the last. On a busy machine any may come late once.
+    wait_for(lambda: (times := arrived())[0] < times[-1] / 3, "the first comes long before the last", 60)
 
 
 def test_many_requests_are_answered_in_one_batch(client: httpx.Client):
@@ -270,7 +296,16 @@ def test_kill_9_of_the_replica_leaves_nothing_and_serve_replaces_it(
         return now is not None and now != pid
 
     wait_for(another, "another replica runs", 180)
-    wait_for(lambda: client.get("/v1/models").status_code == 200, "the app answers again", 60)
+    wait_for(lambda: answers(client.build_request("GET", "/v1/models")), "the app answers again", 60)
+
+
+def answers(request: httpx.Request) -> bool:
+    """Whether it is answered, on a connection of its own: an older one may go with what it led to."""
+    try:
+        with httpx.Client(timeout=120, trust_env=False) as client:
+            return client.send(request).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_a_dead_engine_makes_serve_replace_the_replica(cluster: TestCluster, client: httpx.Client):
@@ -285,7 +320,8 @@ def test_a_dead_engine_makes_serve_replace_the_replica(cluster: TestCluster, cli
 
     wait_for(another, "another replica runs", 180)
     body = {"model": "docstrings", "prompt": "def", "max_tokens": 2}
-    wait_for(lambda: client.post("/v1/completions", json=body).status_code == 200, "answers again", 60)
+    asked = client.build_request("POST", "/v1/completions", json=body)
+    wait_for(lambda: answers(asked), "answers again", 60)
 
 
 @pytest.mark.parametrize(

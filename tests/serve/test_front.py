@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +23,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from cluster.haproxy_rules import ROUTE_HEADER
-from cluster.processes import free_port
 from serve_apps.front.app import Front
 from serve_apps.front.body import model_in
 from serve_apps.front.known import KnownApps
@@ -62,6 +64,8 @@ class Backend:
     """Stands where HAProxy and the apps stand: says what came; gates and breaks off when told to."""
 
     def __init__(self) -> None:
+        self.waits = threading.Event()
+        """A request is here that gets no answer, or no whole one."""
         self.left = threading.Event()
         self.may_end = threading.Event()
         self.unknown_yet = 0
@@ -77,6 +81,7 @@ class Backend:
         if "slow" in request.url.query:
             return StreamingResponse(self._pieces(), media_type="text/event-stream")
         if "silent" in request.url.query:
+            self.waits.set()
             while (await request.receive())["type"] != "http.disconnect":
                 pass
             self.left.set()
@@ -87,6 +92,7 @@ class Backend:
     async def _pieces(self) -> AsyncIterator[bytes]:
         try:
             yield b"data: 1\n\n"
+            self.waits.set()
             await asyncio.to_thread(self.may_end.wait, 30)
             yield b"data: 2\n\n"
         except asyncio.CancelledError:
@@ -97,12 +103,14 @@ class Backend:
 @contextmanager
 def listening(app: Starlette) -> Iterator[str]:
     """The address of a server of ``app``."""
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", ws="none"))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    # A port of its own from the first moment: one that is only found free may be another's by then.
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", ws="none"))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
     wait_for(lambda: server.started, "the server listens", 20)
-    yield f"http://127.0.0.1:{port}"
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     thread.join()
 
@@ -231,13 +239,12 @@ def test_a_stream_comes_piece_by_piece(world: World):
 
 @pytest.mark.parametrize("when", ["slow", "silent"])
 def test_a_client_that_leaves_ends_its_request_at_the_app(world: World, when: str):
-    timeout = httpx.Timeout(5, read=0.5)
-    with (
-        pytest.raises(httpx.ReadTimeout),
-        world.client.stream("POST", f"/v1/x?{when}", json={"model": "one"}, timeout=timeout) as reply,
-    ):
-        list(reply.iter_raw())
-    assert world.backend.left.wait(10)
+    client = http.client.HTTPConnection(world.client.base_url.netloc.decode())
+    client.request("POST", f"/v1/x?{when}", b'{"model": "one"}', {"content-type": "application/json"})
+    # Only then does it leave: a request that has not come that far ends before it reaches the app.
+    assert world.backend.waits.wait(30) and not world.backend.left.is_set()
+    client.close()
+    assert world.backend.left.wait(30)
 
 
 def test_an_app_that_cannot_answer_is_refused_with_the_reason_and_one_that_sleeps_is_asked(world: World):
@@ -253,18 +260,34 @@ def test_an_app_that_cannot_answer_is_refused_with_the_reason_and_one_that_sleep
 
 def test_an_app_that_does_not_wake_in_time_or_ends_meanwhile_is_refused(world: World):
     world.add("asleep", running=0, wake_timeout_s=1.5)
+    world.add("ends", running=0, wake_timeout_s=60)
     error = world.error(503, "/v1/x?silent", json={"model": "asleep"})
     assert (error["message"], error["retry-after"]) == ("The app asleep is not awake after 1.5 s.", "5")
-    assert world.backend.left.wait(10)
-    threading.Timer(1, world.apps.pop, ["asleep"]).start()
-    assert world.error(503, "/v1/x?silent", json={"model": "asleep"})["message"] == "The app asleep is gone."
+    assert world.backend.left.wait(30)
+    world.backend.waits.clear()
+
+    def ends() -> None:
+        assert world.backend.waits.wait(30)
+        del world.apps["ends"]
+
+    # This one has time to spare: only its app's end can end the request.
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(ends)
+        assert world.error(503, "/v1/x?silent", json={"model": "ends"})["message"] == "The app ends is gone."
+    ending.result()
 
 
 def test_an_app_that_is_awake_may_take_longer_than_waking_may(world: World):
-    world.add("asleep", running=0, wake_timeout_s=1)
-    threading.Timer(0.5, world.add, ["asleep"]).start()
-    with pytest.raises(httpx.ReadTimeout):
-        world.client.post("/v1/x?silent", json={"model": "asleep"}, timeout=httpx.Timeout(5, read=3))
+    world.add("asleep", running=0, wake_timeout_s=2.5)
+
+    def wakes() -> None:
+        assert world.backend.waits.wait(30)
+        world.add("asleep")
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(httpx.ReadTimeout):
+        waking = pool.submit(wakes)
+        world.client.post("/v1/x?silent", json={"model": "asleep"}, timeout=httpx.Timeout(30, read=4.5))
+    waking.result()
 
 
 def test_who_has_no_key_wakes_no_app_and_does_not_hear_of_it(world: World):
@@ -312,10 +335,14 @@ def test_an_app_that_is_new_to_haproxy_is_asked_again_until_it_is_known(world: W
     assert looped.status_code == 503 and PASSED_HEADER in looped.headers
 
 
-def test_an_app_deployed_just_now_is_found_and_a_silent_serve_changes_nothing(world: World):
+def test_an_app_deployed_just_now_is_found_and_a_silent_serve_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    # What was seen is good for an hour, so that only asking for what is not in it makes the front look anew.
+    monkeypatch.setattr(KnownApps.all, "__kwdefaults__", {"fresh_s": 3600.0})
     assert world.client.get("/v1/models").status_code == 200
     world.add("new")
-    wait_for(lambda: world.client.post("/v1/x", json={"model": "new"}).is_success, "it is found", 1)
+    wait_for(lambda: world.client.post("/v1/x", json={"model": "new"}).is_success, "it is found", 20)
     world.serve_is_silent = True
     assert world.error(404, json={"model": "x"}) and world.error(404, json={"model": "x"})
     assert world.client.post("/v1/x", json={"model": "new"}).is_success
@@ -340,8 +367,15 @@ def test_two_apps_answer_at_one_address_each_straight_once_haproxy_knows_the_way
         for app in apps:
             app.wait(300)
         with httpx.Client(base_url=inputs.http_url, timeout=120, trust_env=False) as client:
-            cards = {card["id"]: card for card in client.get("/v1/models", headers=headers).json()["data"]}
-            assert [(n, cards[n]["max_model_len"]) for n in ("one", "two")] == [("one", 128), ("two", 256)]
+
+            def lengths() -> dict[str, int | None]:
+                cards = client.get("/v1/models", headers=headers).json()["data"]
+                return {card["id"]: card["max_model_len"] for card in cards}
+
+            # The front answers with what it saw last where a look takes longer than half a second; the first
+            # one after a deployment asks the new replicas.
+            both = {"one": 128, "two": 256}
+            wait_for(lambda: lengths().items() >= both.items(), "both are listed", 30)
             assert "two" not in client.get("/v1/models").text
             form = client.post("/v1/completions", data={"model": "one"}, files={"file": b"RIFF"})
             assert form.status_code == 400 and "application/json" in form.json()["error"]["message"]

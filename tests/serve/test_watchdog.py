@@ -19,6 +19,8 @@ from serve_apps.engine.watchdog import family
 from tests.conftest import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
+GONE_S = 30
+"""Even on a busy machine; the watchdog itself gives up after 10 s."""
 Start = Callable[[str], tuple[subprocess.Popen[str], list[int]]]
 
 # Stands for a replica: watched, with a child that has a child of its own. Both outlive their parent, as
@@ -71,7 +73,7 @@ def start() -> Iterator[Start]:
             [sys.executable, "-c", REPLICA.format(then=then)],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -91,15 +93,18 @@ def test_after_kill_9_of_the_replica_nothing_of_it_is_left(start: Start, bystand
     watchdog = watchdog_of(replica.pid)
     replica.send_signal(signal.SIGKILL)
     replica.wait()
-    wait_for(lambda: not any(map(alive, [*children, watchdog])), "replica's processes gone", 10)
+    wait_for(lambda: not any(map(alive, [*children, watchdog])), "replica's processes gone", GONE_S)
     assert alive(bystander)
 
 
 def test_a_normal_end_of_the_replica_ends_them_too(start: Start, bystander: int):
-    # Ends within the first second: the watchdog has noted nothing yet and finds both by their mark.
+    # As a rule within the first second: the watchdog has noted nothing yet and finds both by their mark.
     replica, children = start("os._exit(0) if sys.stdin.read() == '' else None")
+    assert len(children) == 2
+    assert replica.stdin
+    replica.stdin.close()
     replica.wait()
-    wait_for(lambda: not any(map(alive, children)), "replica's processes gone", 10)
+    wait_for(lambda: not any(map(alive, children)), "replica's processes gone", GONE_S)
     assert alive(bystander)
 
 
@@ -111,7 +116,7 @@ def test_the_watchdog_does_not_end_before_the_replica(start: Start):
     assert all(map(alive, [*children, watchdog]))
     replica.kill()
     replica.wait()
-    wait_for(lambda: not any(map(alive, [*children, watchdog])), "replica's processes gone", 10)
+    wait_for(lambda: not any(map(alive, [*children, watchdog])), "replica's processes gone", GONE_S)
 
 
 def test_a_worker_whose_engine_died_first_is_not_forgotten(start: Start):
@@ -119,12 +124,12 @@ def test_a_worker_whose_engine_died_first_is_not_forgotten(start: Start):
     noted = family(set(), replica.pid)
     assert {child, grandchild} <= {pid for pid, _ in noted}
     os.kill(child, signal.SIGKILL)
-    wait_for(lambda: not alive(child), "child gone", 10)
+    wait_for(lambda: not alive(child), "child gone", GONE_S)
     assert grandchild in {pid for pid, _ in family(noted, replica.pid)}
     assert child not in {pid for pid, _ in family(noted, replica.pid)}
     replica.kill()
     replica.wait()
-    wait_for(lambda: not alive(grandchild), "grandchild gone", 10)
+    wait_for(lambda: not alive(grandchild), "grandchild gone", GONE_S)
 
 
 @pytest.mark.parametrize("name", ["short", "long" * 20])
@@ -146,4 +151,4 @@ def test_the_sockets_of_its_children_have_short_paths_and_go_with_them(tmp_path:
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         replica.kill()
         replica.wait()
-    wait_for(lambda: not folder.exists(), "the folder of the sockets is gone", 10)
+    wait_for(lambda: not folder.exists(), "the folder of the sockets is gone", GONE_S)

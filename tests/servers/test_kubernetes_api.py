@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import httpx
@@ -75,14 +75,21 @@ def test_ports_of_a_service_are_fields_of_their_own(cluster: Cluster) -> None:
 def test_a_watch_begins_with_what_is_there_and_goes_on_with_what_comes(cluster: Cluster) -> None:
     cluster.put({**config_map(), "metadata": {"name": "old", "namespace": "default"}})
     url = f"{cluster.url}/api/v1/namespaces/default/configmaps"
-    seen = []
-    with httpx.stream("GET", url, params={"watch": "true", "timeoutSeconds": "1"}, timeout=20) as answer:
-        for line in answer.iter_lines():
-            event = json.loads(line)
-            seen.append((event["type"], event["object"]["metadata"]["name"]))
-            if len(seen) == 1:
-                cluster.put({**config_map(), "metadata": {"name": "new", "namespace": "default"}})
-    assert seen == [("ADDED", "old"), ("ADDED", "new")]
+
+    def watched(timeout_s: int) -> Generator[tuple[str, str], None, None]:
+        how = {"watch": "true", "timeoutSeconds": str(timeout_s)}
+        with httpx.stream("GET", url, params=how, timeout=60) as answer:
+            for line in answer.iter_lines():
+                event = json.loads(line)
+                yield event["type"], event["object"]["metadata"]["name"]
+
+    events = watched(60)
+    assert next(events) == ("ADDED", "old")
+    cluster.put({**config_map(), "metadata": {"name": "new", "namespace": "default"}})
+    assert next(events) == ("ADDED", "new")
+    events.close()
+    # And ends by itself.
+    assert sorted(watched(1)) == [("ADDED", "new"), ("ADDED", "old")]
 
 
 def test_an_object_with_a_finalizer_stays_until_it_is_taken_off(cluster: Cluster) -> None:

@@ -138,7 +138,7 @@ def test_a_download_that_was_killed_is_gone_on_with(store: Store, gs_proxy: Faul
     script = FETCH + "open_store(sys.argv[1]).model('m').fetch()"
     with subprocess.Popen([sys.executable, "-c", script, store.uri], cwd=ROOT) as process:
         try:
-            wait_for(lambda: committed_parts() == 3, "three parts on the disk", timeout_s=30)
+            wait_for(lambda: committed_parts() == 3, "three parts on the disk", timeout_s=60)
         finally:
             process.kill()
     assert not node_cache().held()
@@ -163,7 +163,8 @@ def test_without_the_store_what_is_cached_still_opens(
     began_s = time.monotonic()
     with patience(0.3), store.model("m").fetch() as folder:
         assert (folder.path / "config.json").read_text() == CONFIG
-    assert time.monotonic() - began_s < 5
+    # Even on a busy machine; patience of its own is 60 s.
+    assert time.monotonic() - began_s < 20
     with patience(0.3), pytest.raises(StorageError, match="the connection"):
         store.model("never-asked-for")
 
@@ -370,7 +371,7 @@ def test_trimming_sweeps_what_killed_processes_left(store: Store, gs_proxy: Faul
     gs_proxy.add(Fault("stall", times=2, method="GET", path="/files-.*/weights.generation"))
     script = FETCH + "open_store(sys.argv[1]).model('m').fetch()"
     with subprocess.Popen([sys.executable, "-c", script, store.uri], cwd=ROOT) as process:
-        wait_for(lambda: committed_parts() == 3, "three parts on the disk", timeout_s=30)
+        wait_for(lambda: committed_parts() == 3, "three parts on the disk", timeout_s=60)
         process.kill()
     cache = node_cache()
     # What a kill between two steps can leave, besides: a blob and folders that nothing names.

@@ -26,8 +26,8 @@ from storage.transfer import copy_file
 from tests.servers.fixtures import gcs_server, make_gs_bucket, make_s3_bucket, service_account_file
 from tests.servers.proxy import Fault, FaultProxy
 
-PATIENCE_S = 4.0
-"""Patience where a request's own time-out matters, which is half of it."""
+PATIENCE_S = 8.0
+"""Patience where a request's own time-out matters, which is half of it: longer than a busy machine stalls."""
 LONG_S = 30.0
 """Patience for all else: the machine may be busy."""
 SHORT_S = 0.5
@@ -370,10 +370,10 @@ def test_a_connection_that_trickles_is_given_up_for_another(published: Remote, t
         patience(PATIENCE_S),
         version.fetch() as folder,
     ):
-        assert slow_after_s() == 2
+        assert slow_after_s() == PATIENCE_S / 2
         assert files_of(folder.path) == files_of(trained)
     # All of the part would take eleven hours.
-    assert 2 <= time.monotonic() - began_s < IN_TIME_S
+    assert PATIENCE_S / 2 <= time.monotonic() - began_s < IN_TIME_S
 
 
 def test_a_bit_turned_in_a_large_file_costs_one_more_copy(published: Remote, trained: Path, tmp_path: Path):
@@ -468,7 +468,11 @@ def test_a_download_ends_in_time_and_the_next_succeeds(published: Remote, traine
         assert files_of(folder.path) == files_of(trained)
 
 
-def test_one_wait_is_enough_however_many_parts_there_are(remote: Remote, trained: Path):
+def test_one_wait_is_enough_however_many_parts_there_are(
+    remote: Remote, trained: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Every try is answered and counted: none is given up that a busy machine did not answer at once.
+    monkeypatch.setattr(f"storage.backends.{remote.scheme}.request_timeout_s", lambda: LONG_S)
     fault = always(kind="status", status=503, path=BEGIN, method="POST")
     with (
         pytest.raises(Unreachable, match=r"tried \d+ times") as caught,

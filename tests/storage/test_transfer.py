@@ -12,7 +12,7 @@ from pathlib import Path
 
 import crc32c
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.core.errors import Conflict, Denied, NotFound
@@ -73,6 +73,7 @@ def parts_fetched(proxy: FaultProxy) -> int:
 # sums
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=2000), max_size=6))
 def test_the_sum_of_a_whole_follows_from_those_of_its_pieces(pieces: list[bytes]):
     whole = 0

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,8 +91,15 @@ def workers() -> list[psutil.Process]:
 
 def worker(run: Run, *, rank: int) -> psutil.Process:
     """The living worker of this rank; it says its process when it starts."""
-    found = re.findall(rf"rank {rank} of \d+: pid (\d+) on", run.logs())
-    return psutil.Process(int(found[-1]))
+
+    def look() -> psutil.Process | None:
+        # Ray brings a worker's lines to the run's log later than the worker comes to its steps: what is there
+        # last may still be of the attempt before.
+        found = re.findall(rf"rank {rank} of \d+: pid (\d+) on", run.logs())
+        living = {one.pid: one for one in workers()}
+        return living.get(int(found[-1])) if found else None
+
+    return wait_for(look, f"the process of rank {rank}")
 
 
 def driver(run: Run) -> psutil.Process:
@@ -119,16 +127,18 @@ def node(cluster: TestCluster, log: Path, *, num_cpus: float) -> Iterator[psutil
     """One more node of the shared cluster, on this machine; gone afterwards, if a test has not killed it."""
     running = local.current()
     assert running is not None
-    before = cluster.tandem().resources()["CPU"]
+    # Known by a mark of its own and not by the sum of CPUs: Ray counts those of a killed node for a while.
+    mark = f"tests-{secrets.token_hex(4)}"
     ray = str(interpreter("core").with_name("ray"))
     command = [ray, "start", "--address", running.address, "--num-cpus", str(num_cpus), "--block"]
+    command += ["--resources", json.dumps({mark: 1})]
     with log.open("w") as out:
         started = subprocess.Popen(
             command, env=psutil.Process(running.pid).environ(), stdout=out, stderr=subprocess.STDOUT
         )
     process = psutil.Process(started.pid)
     try:
-        wait_for(lambda: cluster.tandem().resources()["CPU"] > before, "the node has joined")
+        wait_for(lambda: cluster.tandem().resources().get(mark), "the node has joined")
         yield process
     finally:
         kill_tree(process)

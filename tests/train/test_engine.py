@@ -76,7 +76,9 @@ print(json.dumps([served, tokenizer.decode(prompt), tokenizer.decode(taught), to
 def test_a_run_that_may_not_fail_says_why_it_did_and_goes_on_when_it_is_submitted_again(
     inputs: TestCluster, tmp_path: Path
 ):
-    file = write(tmp_path / "lesson.yaml", LESSON | {"failure": {"max_failures": 0}})
+    # So many steps that the kill comes before the last one, though the test may be held up for seconds.
+    recipe = LESSON["llamafactory"] | {"max_steps": 40, "save_steps": 10}
+    file = write(tmp_path / "lesson.yaml", LESSON | {"llamafactory": recipe, "failure": {"max_failures": 0}})
     job = submit(inputs, file)
     run = wait_for(lambda: next(iter(inputs.store.runs("lesson")), None), "a run folder")
     wait_for(run.checkpoints, "a committed checkpoint")
@@ -91,8 +93,8 @@ def test_a_run_that_may_not_fail_says_why_it_did_and_goes_on_when_it_is_submitte
     output = output_of(again)
     assert again.returncode == 0, output[-3000:]
     assert "Resuming training from checkpoint" in output
-    assert [checkpoint.manifest.step for checkpoint in run.checkpoints()] == [4, 8, 12]
-    assert [line["step"] for line in run.metrics()] == list(range(1, 13))
+    assert [checkpoint.manifest.step for checkpoint in run.checkpoints()] == [10, 20, 30, 40]
+    assert [line["step"] for line in run.metrics()] == list(range(1, 41))
     assert run.result() == {"status": "succeeded", "model": "lesson/v1"}
     assert "rank 1 of 2: pid" in (run.place / "log.txt").read_bytes().decode()
     assert_servable(inputs, run)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
 import pytest
 
-from cluster import local
 from runtime.core.errors import ConfigError
 from runtime.demo import add_demo_inputs
 from runtime.sdk import Tandem
@@ -107,7 +104,7 @@ def test_an_elastic_run_goes_on_with_fewer_workers_when_a_node_goes_and_with_mor
     }
     tandem = inputs.tandem()
     with node(inputs, tmp_path / "first.log", num_cpus=1) as first:
-        run = tandem.train(lesson("elastic", LONG | {"max_steps": 400}, scaling=scaling))
+        run = tandem.train(lesson("elastic", LONG | {"max_steps": 2000}, scaling=scaling))
         assert began(run, 1)["num_workers"] == 2
         saved(run, 10)
         kill_tree(first)
@@ -141,8 +138,7 @@ def test_a_stopped_run_keeps_a_checkpoint_and_is_resumed_with_another_number_of_
 ):
     tandem = inputs.tandem()
     run = tandem.train(lesson("halves", LONG | {"report_to": "tensorboard"}))
-    began(run, 1)
-    wait_for(lambda: f'ray_tandem_train_loss{{run="{run.run_id}"}}' in prometheus(), "the loss is exported")
+    saved(run, 10)
     assert run.stop()
     assert ended(run) == "STOPPED"
     stopped_at = run.folder.checkpoints()[-1].manifest.step
@@ -159,15 +155,6 @@ def test_a_stopped_run_keeps_a_checkpoint_and_is_resumed_with_another_number_of_
     # As far as 16-bit sums in another order allow.
     after = [line["loss"] for line in again.folder.metrics() if line["step"] > stopped_at]
     assert after[-1] < 0.7 * max(after[0], 2.0)
-
-
-def prometheus() -> str:
-    """What all of Ray's metrics endpoints say, with no label but the run's."""
-    running = local.current()
-    assert running is not None
-    found = json.loads((Path(running.temp_dir) / "prom_metrics_service_discovery.json").read_text())
-    texts = [httpx.get(f"http://{target}/metrics").text for group in found for target in group["targets"]]
-    return re.sub(r"\{.*?(run=\"[^\"]*\").*?\}", r"{\1}", "\n".join(texts))
 
 
 def test_faults_that_would_come_again_end_the_run_with_their_reason_and_keep_the_last_checkpoint(
