@@ -70,7 +70,11 @@ def cases(*, on_gpu: bool) -> list[Case]:
         Case(middle, _recipe("lora")),
         Case(middle, full, "zero2"),
     ]
-    return found if on_gpu else [*found, Case(middle, full, "zero2", 2), Case(middle, full, "zero3", 2)]
+    if on_gpu:
+        return found
+    lora = _recipe("lora")
+    pairs = (("zero2", full), ("zero3", full), ("zero3", lora))
+    return [*found, *(Case(middle, recipe, deepspeed, 2) for deepspeed, recipe in pairs)]
 
 
 def _recipe(finetuning_type: str, **more: Any) -> dict[str, Any]:

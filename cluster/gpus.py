@@ -28,7 +28,10 @@ _MIG_MEMORY_SLICES: dict[int, dict[int, tuple[int, ...]]] = {
 
 @dataclass(frozen=True)
 class Gpu:
-    """What one GPU, or one MIG slice, has at best. FLOPs are dense: those with sparsity are twice these."""
+    """What one GPU, or one MIG slice, has at best. FLOPs are dense: those with sparsity are twice these.
+
+    Of a product that is not in the catalogue bandwidth and FLOPs are None: nobody knows.
+    """
 
     name: str
     """Short: ``A100-SXM4-80GB``."""
@@ -49,11 +52,11 @@ class Gpu:
     memory_as: Literal["nvml", "nominal"]
     """Whether that is NVML's total, or what is printed on the box, of which the driver keeps some."""
 
-    memory_bandwidth_bytes_per_s: float
+    memory_bandwidth_bytes_per_s: float | None
     bf16_flops: float | None
     """Of the tensor cores; None before Ampere, which has no bfloat16."""
 
-    fp16_flops: float
+    fp16_flops: float | None
     """Of the tensor cores, summed in float32."""
 
     fp8_flops: float | None
@@ -119,7 +122,7 @@ def _find(words: Sequence[str], largest: bool) -> Gpu | None:
         gpus = [gpu for gpu in gpus if gpu.memory_bytes == most]
     return (max if largest else min)(
         gpus,
-        key=lambda gpu: (gpu.memory_bytes, gpu.memory_bandwidth_bytes_per_s, gpu.fp16_flops),
+        key=lambda gpu: (gpu.memory_bytes, gpu.memory_bandwidth_bytes_per_s or 0, gpu.fp16_flops or 0),
         default=None,
     )
 
@@ -170,9 +173,13 @@ def _slice(card: Gpu, profile: str) -> Gpu | None:
         kubernetes=f"{card.kubernetes}-MIG-{profile}",
         memory_bytes=size * 10**9,
         memory_as="nominal",
-        memory_bandwidth_bytes_per_s=card.memory_bandwidth_bytes_per_s * held / of,
-        bf16_flops=None if card.bf16_flops is None else card.bf16_flops * share,
-        fp16_flops=card.fp16_flops * share,
-        fp8_flops=None if card.fp8_flops is None else card.fp8_flops * share,
+        memory_bandwidth_bytes_per_s=_part(card.memory_bandwidth_bytes_per_s, held / of),
+        bf16_flops=_part(card.bf16_flops, share),
+        fp16_flops=_part(card.fp16_flops, share),
+        fp8_flops=_part(card.fp8_flops, share),
         mig_slices=0,
     )
+
+
+def _part(of: float | None, share: float) -> float | None:
+    return None if of is None else of * share

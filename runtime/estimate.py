@@ -9,19 +9,21 @@ from typing import Any, Literal
 
 from cluster.estimator.device import Device, share_of
 from cluster.estimator.hardware import Hardware
-from cluster.estimator.reading import shape_or_none
+from cluster.estimator.model import ModelShape
+from cluster.estimator.reading import shape_of
 from cluster.estimator.terms import Estimate, Term
 from cluster.estimator.words import GIB
 from cluster.gpus import Gpu, catalogue, find
 from cluster.inventory import Card, Inventory, Node
 from runtime.core.config import blamed_on, load_spec, read_mapping
-from runtime.core.errors import ConfigError
+from runtime.core.errors import ConfigError, StorageError
 from runtime.core.lookup import did_you_mean
 from serve_apps import estimate as serving
 from serve_apps.defaults import workers as workers_of
 from serve_apps.plan import plan_serve
 from serve_apps.plan_memory import device_of as device_of_serving
 from serve_apps.spec import ServeSpec
+from storage.models import ModelVersion
 from storage.store import Store, open_store
 from train_jobs import estimate as training
 from train_jobs.advice import Draft
@@ -66,7 +68,7 @@ class Report:
 
     verdict: str
     terms: list[Term]
-    """At the peak, largest first, then those on the host."""
+    """At the peak, largest first, then those on the host, then those on its disk."""
 
     ways: list[str]
     """To make it fit, the cheapest first."""
@@ -142,14 +144,20 @@ def estimate_source(source: Source, store: Store, *, inventory: Inventory, gpu: 
         ConfigError: the spec cannot work.
     """
     plan = source.plan(store, inventory=inventory, memory_must_fit=False)
+    _known_shape(store.model(plan.base))
     device = _trains_on(plan, source, inventory)
-    if gpu is not None and device is not None and device.gpu is not None:
+    if device is None:
+        raise _no_gpu(source.spec.name)
+    if gpu is not None and device.gpu is not None:
         device = share_of(gpu, device.share)
-    found = device and estimate_plan(
+    found = estimate_plan(
         plan, store=store, inventory=inventory, device=device, accelerator_type=plan.accelerator_type
     )
     if not found:
-        raise _not_known(plan.base)
+        raise ConfigError(
+            f"the memory of {source.spec.name} is not known: its recipe has an argument that changes it in a "
+            "way that is not reckoned. Which those are: docs/estimator.md."
+        )
     nodes = inventory.with_product(plan.accelerator_type) if plan.accelerator_type else inventory
     found = on_nodes(found, _most_memory(nodes))
     hardware = training.hardware_for(found.draft, model=found.shape.model, gpus=_one_of_each())
@@ -178,7 +186,7 @@ def estimate_app(spec: ServeSpec, store: Store, *, inventory: Inventory, gpu: Gp
     """
     store = open_store(spec.store) if spec.store else store
     plan = plan_serve(spec, store=store, inventory=inventory, memory_must_fit=False)
-    model = shape_or_none(store.model(plan.spec.model))
+    model = _known_shape(store.model(plan.spec.model))
     workers = workers_of(plan.engine)
     device = device_of_serving(
         inventory=inventory,
@@ -187,8 +195,8 @@ def estimate_app(spec: ServeSpec, store: Store, *, inventory: Inventory, gpu: Gp
         workers=workers,
         accelerator_type=plan.accelerator_type,
     )
-    if model is None or device is None:
-        raise _not_known(plan.spec.model)
+    if device is None:
+        raise _no_gpu(spec.name)
     if gpu is not None and device.gpu is not None:
         device = share_of(gpu, device.share)
     found = serving.estimate_serve(
@@ -303,11 +311,9 @@ def overview(reference: str, store: Store, *, gpus: Iterable[Gpu] | None = None)
         ConfigError: there is no such model, or its files do not tell.
     """
     version = store.model(reference, field="MODEL")
-    model = shape_or_none(version)
-    if model is None:
-        raise _not_known(version.ref)
+    model = _known_shape(version)
     chosen = list(gpus or _one_of_each())
-    context = min(_CONTEXT, int(model.text.get("max_position_embeddings") or _CONTEXT))
+    context = min(_CONTEXT, model.context.unasked)
     engine = {"max_model_len": context}
     counts = {"serve": _counts(serving.hardware_for(engine, model=model, gpus=chosen))}
     for name, arguments in _RECIPES.items():
@@ -375,15 +381,27 @@ def _common(
         "available_bytes": device.available_bytes,
         "fits": found.fits,
         "verdict": found.verdict,
-        "terms": [*estimate.at_peak, *estimate.on_host],
+        "terms": [*estimate.at_peak, *estimate.on_host, *estimate.on_disk],
         "ways": [str(way) for way in found.ways],
     }
 
 
-def _not_known(model: str) -> ConfigError:
+def _known_shape(model: ModelVersion) -> ModelShape:
+    """The model, as an estimate needs it.
+
+    Raises:
+        ConfigError: its files do not tell; says what is missing.
+    """
+    try:
+        return shape_of(model)
+    except (ConfigError, StorageError) as error:
+        raise ConfigError(
+            f"model is {model.ref!r}, whose files do not tell what it consists of: an estimate reads the "
+            f"headers of its .safetensors files and its config.json. {error}"
+        ) from error
+
+
+def _no_gpu(name: str) -> ConfigError:
     return ConfigError(
-        f"model is {model!r}, whose files do not tell what it consists of: an estimate reads the headers of "
-        "its .safetensors files and its config.json. Save it again with save_pretrained. Or the GPU is not "
-        "in the catalogue (name one with --gpu), or the recipe has an argument that is not reckoned: see "
-        "docs/estimator.md."
+        f"the memory of {name} is not known: its GPU is not in the catalogue. Name one that is, with --gpu."
     )

@@ -80,7 +80,7 @@ def _terms(report: Report) -> Table:
     made.add_column("made of", overflow="fold")
     made.add_column("source", overflow="fold", style="dim")
     for term, colour in zip(report.terms, _colours(report.terms), strict=True):
-        mark = Text("█", style=colour) if term.on == "device" else Text("host")
+        mark = Text("█", style=colour) if term.on == "device" else Text(term.on)
         made.add_row(mark, term.name, gib(term.size_bytes), term.formula, term.source)
     return made
 

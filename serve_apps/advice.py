@@ -10,11 +10,19 @@ from cluster.estimator.advice import Change
 from cluster.estimator.device import Device
 from cluster.estimator.model import ModelShape
 from cluster.estimator.serving import ServingEstimate
+from cluster.gpus import Gpu
 from serve_apps.memory import DEFAULT_UTILIZATION
+from serve_apps.quantization import ONLINE, can_compute
 
 Engine = Mapping[str, Any]
 _LEAST_MODEL_LEN = 1024
 _MOST_WORKERS = 8
+_QUANTIZATIONS = ("fp8", "mxfp4")
+"""From the most bits to the fewest. ``bitsandbytes`` is not among them: the pinned vLLM has it in a plugin
+only, which is not installed."""
+_FP8_CACHE = 80
+"""The least compute capability, times ten, of a backend with an FP8 cache, FlashInfer's.
+Source: vllm/v1/attention/backends/flashinfer.py, supports_compute_capability; triton_attn.py needs 89."""
 
 
 def changes(
@@ -35,12 +43,33 @@ def changes(
         found += [
             _set("max_num_seqs", 64, when=lambda engine: _above(engine, "max_num_seqs", 64)),
             _set("enforce_eager", True, when=lambda engine: not engine.get("enforce_eager")),
-            _set("kv_cache_dtype", "fp8", when=lambda engine: engine.get("kv_cache_dtype") is None),
-            *_parallel(model, most_gpus),
         ]
-        if not model.quantized:
-            found.append(_set("quantization", "fp8", when=lambda e: e.get("quantization") is None))
+        if can_compute(device.gpu, _FP8_CACHE):
+            found.append(_set("kv_cache_dtype", "fp8", when=lambda e: e.get("kv_cache_dtype") is None))
+        found += [*_parallel(model, most_gpus), *_quantized(model, device.gpu)]
     return found
+
+
+def _quantized(model: ModelShape, gpu: Gpu) -> list[Change[Engine]]:
+    """Weights in 8 bits, then in 4, where the card has what vLLM needs for it."""
+    if model.quantized:
+        return []
+
+    def larger_than(bytes_each: float) -> Callable[[Engine], bool]:
+        # Offloading quantized weights is not reckoned with.
+        return lambda engine: _bytes_each(engine) > bytes_each and not engine.get("cpu_offload_gb")
+
+    return [
+        _set("quantization", name, when=larger_than(ONLINE[name].expert_bytes), kind="quantization")
+        for name in _QUANTIZATIONS
+        if can_compute(gpu, ONLINE[name].capability)
+    ]
+
+
+def _bytes_each(engine: Engine) -> float:
+    """Of a parameter in a linear layer."""
+    online = ONLINE.get(str(engine.get("quantization")))
+    return (online.linear_bytes if online else None) or 2.0
 
 
 def utilization_for(needed_bytes: int, device: Device) -> float:

@@ -14,7 +14,13 @@ from cluster.estimator.serving import ServingEstimate, ServingShape, estimate_se
 from cluster.estimator.words import gib
 from cluster.gpus import Gpu
 from serve_apps.advice import changes, utilization_for
-from serve_apps.memory import DEFAULT_UTILIZATION, default_utilization, max_model_len, serving_shape
+from serve_apps.memory import (
+    DEFAULT_UTILIZATION,
+    default_utilization,
+    max_model_len,
+    not_reckoned,
+    serving_shape,
+)
 
 _MIB = 1 << 20
 
@@ -31,7 +37,10 @@ class ServeEstimate:
     """What vLLM takes on each GPU: its utilization, or what is fixed and the cache that was asked for."""
 
     ways: list[Way]
-    """To make it fit; empty where it does, or nothing helps."""
+    """To make it fit; empty where it does, or nothing that was tried helps."""
+
+    not_reckoned: tuple[str, ...] = ()
+    """Arguments that change its memory in ways that are not reckoned here: then nothing is known."""
 
     @property
     def allowed(self) -> Device:
@@ -68,6 +77,9 @@ class ServeEstimate:
     @property
     def verdict(self) -> str:
         """In words: whether it fits."""
+        if self.not_reckoned:
+            named = ", ".join(f"engine.{name}" for name in self.not_reckoned)
+            return f"needs an amount that is not known: it depends on {named}, which is not reckoned with"
         if self.fits is None and self.budget_bytes is not None:
             return (
                 f"needs {gib(self.needed_bytes)} without its KV cache, whose size is not known, and "
@@ -79,7 +91,8 @@ class ServeEstimate:
     def max_model_len(self) -> int:
         """As it is written, or the longest that fits, where vLLM shall choose it."""
         if max_model_len(self.engine) == -1:
-            return max(self.largest_max_model_len or 0, self.shape.max_model_len)
+            fitting = min(self.largest_max_model_len or 0, self.shape.model.context.unasked)
+            return max(fitting, self.shape.max_model_len)
         return self.shape.max_model_len
 
     @property
@@ -101,7 +114,7 @@ class ServeEstimate:
         """The longest sequence that fits: not longer than the model's own. None: not known."""
         if self.budget_bytes is None or self.estimate.cache is None:
             return None
-        longest, own = self.estimate.longest(self.budget_bytes), self.shape.model.context
+        longest, own = self.estimate.longest(self.budget_bytes), self.shape.model.context.longest
         if longest is None:
             return own or self.shape.max_model_len
         return longest if own is None else min(longest, own)
@@ -130,6 +143,8 @@ def estimate_serve(
         return estimate_serving(_shape(other, model, device), device.calibration)
 
     shape, estimate = _shape(engine, model, device), estimated(engine)
+    if unknown := not_reckoned(engine, model):
+        return ServeEstimate(engine, shape, estimate, device, None, [], unknown)
     budget = _budget(engine, estimate, device)
     ways = []
     if budget is not None and _short_bytes(engine, estimate, device):
@@ -235,7 +250,7 @@ def hardware_for(engine: Mapping[str, Any], *, model: ModelShape, gpus: Iterable
         if model.attention_heads % count:
             return None
         other = {**engine, "tensor_parallel_size": count, "pipeline_parallel_size": 1}
-        found = estimate_serve(other, model=model, device=share_of(gpu), most_gpus=count).estimate
-        return found.least_bytes if found.cache else None
+        found = estimate_serve(other, model=model, device=share_of(gpu), most_gpus=count)
+        return found.estimate.least_bytes if found.estimate.cache and not found.not_reckoned else None
 
     return least_of_each(gpus, needed, share=DEFAULT_UTILIZATION)

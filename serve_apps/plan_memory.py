@@ -67,8 +67,8 @@ def check_memory(
     device: Device,
     most_gpus: int,
     elsewhere: Mapping[str, Device | None],
-) -> tuple[PlannedMemory, list[str]]:
-    """What each worker needs and has, and why that cannot be.
+) -> tuple[PlannedMemory | None, list[str]]:
+    """What each worker needs and has, and why that cannot be; None and nothing where it is not known.
 
     Args:
         engine: vLLM's arguments, as it will be started with.
@@ -76,6 +76,8 @@ def check_memory(
         elsewhere: What each worker would have on other products of the cluster, for advice.
     """
     found = estimate_serve(engine, model=model, device=device, most_gpus=most_gpus)
+    if found.not_reckoned:
+        return None, []
     if found.fits is False:
         found = replace(found, ways=[*_other_products(engine, model, elsewhere), *found.ways])
     cache = _cache_bytes(found)

@@ -11,8 +11,8 @@ from train_jobs import deepspeed_presets
 from train_jobs.deepspeed_config import stage_of
 
 _CUTOFF_LENS = (32768, 16384, 8192, 4096, 2048, 1024, 512)
-_PER_DEVICE_TRAIN_BATCH_SIZE = 8
-"""LLaMA-Factory's, that is transformers', default."""
+_BATCH_SIZE = 8
+"""LLaMA-Factory's, that is transformers', default of per_device_train_batch_size and of its sibling."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ def changes(*, on_gpu: bool, most_gpus: int) -> list[Change[Draft]]:
         most_gpus: GPUs that the run could have.
     """
     found = [
+        Change("llamafactory.per_device_eval_batch_size: 1", _evaluation_by_rows),
         Change("llamafactory.disable_gradient_checkpointing: false", _checkpointing),
         Change("a smaller batch", _smaller_batch, _batch_words),
         Change("deepspeed: zero2", lambda draft: _preset(draft, "zero2")),
@@ -61,9 +62,16 @@ def _checkpointing(draft: Draft) -> Draft | None:
     return draft.with_arguments(disable_gradient_checkpointing=False)
 
 
+def _evaluation_by_rows(draft: Draft) -> Draft | None:
+    """Rows are evaluated one at a time, and the training stays as it is."""
+    if int(draft.llamafactory.get("per_device_eval_batch_size", _BATCH_SIZE)) == 1:
+        return None
+    return draft.with_arguments(per_device_eval_batch_size=1)
+
+
 def _smaller_batch(draft: Draft) -> Draft | None:
     """The same global batch, a row at a time."""
-    batch = int(draft.llamafactory.get("per_device_train_batch_size", _PER_DEVICE_TRAIN_BATCH_SIZE))
+    batch = int(draft.llamafactory.get("per_device_train_batch_size", _BATCH_SIZE))
     if batch == 1:
         return None
     steps = int(draft.llamafactory.get("gradient_accumulation_steps", 1))

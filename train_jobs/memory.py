@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.estimator.activations import Precision
 from cluster.estimator.model import ModelShape
-from cluster.estimator.training_shape import TrainingShape, Zero
+from cluster.estimator.training_shape import Evaluation, Swap, TrainingShape, Zero
 from train_jobs.deepspeed_config import stage_of, whole_number
 from train_jobs.recipe_view import Recipe
 
@@ -16,6 +16,9 @@ _NF4_BYTES = 0.5 + 4 / 64
 _NF4_DOUBLE_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """With the scales quantized to 8 bits in blocks of 256: LLaMA-Factory's default."""
 _PAIRED_STAGES = ("dpo", "rm")
+_COMPARED_LOGITS_BYTES = {"dpo": 12, "kto": 16}
+"""For each token and word, where an evaluation compares with a reference: the logits that are kept meanwhile,
+too. Source: LLaMA-Factory, get_batch_loss_metrics of dpo/trainer.py and kto/trainer.py."""
 
 
 def training_shape(
@@ -35,7 +38,8 @@ def training_shape(
         num_workers: Data-parallel workers.
         reference: The model named by ``ref_model``; None: the one to start from.
     """
-    trained = _trained(recipe, model)
+    trains = bool(recipe["do_train"])
+    trained = _trained(recipe, model) if trains else 0
     lora_rank = int(recipe["lora_rank"] or 8)
     return TrainingShape(
         model=model,
@@ -45,7 +49,7 @@ def training_shape(
         optim=str(recipe["optim"] or "adamw_torch"),
         zero=None if deepspeed is None else _zero(deepspeed, model),
         num_workers=num_workers,
-        per_device_train_batch_size=int(recipe["per_device_train_batch_size"] or 8),
+        per_device_train_batch_size=int(recipe["per_device_train_batch_size"] or 8) if trains else 0,
         gradient_accumulation_steps=int(recipe["gradient_accumulation_steps"] or 1),
         cutoff_len=int(recipe["cutoff_len"] or 2048),
         rows_at_once=2 if recipe["stage"] in _PAIRED_STAGES else 1,
@@ -56,7 +60,26 @@ def training_shape(
         if recipe.uses_ref_model and not recipe.is_lora
         else 0,
         flash_attention=recipe["flash_attn"] != "disabled",
+        evaluation=_evaluation(recipe),
     )
+
+
+def _evaluation(recipe: Recipe) -> Evaluation | None:
+    """What it evaluates at a time.
+
+    ``compute_accuracy`` needs no more: it keeps the likeliest word of each token. Nor do logits outlive their
+    batch, for without metrics the trainer asks for the loss alone.
+    """
+    if not (recipe["do_eval"] or recipe["do_predict"] or recipe["eval_strategy"] != "no"):
+        return None
+    batch = int(recipe["per_device_eval_batch_size"] or 8)
+    if recipe["predict_with_generate"]:
+        answer = int(recipe["max_new_tokens"] or 1024)
+        return Evaluation(
+            batch, logits_bytes=0, max_new_tokens=answer, num_beams=int(recipe["num_beams"] or 1)
+        )
+    compared = _COMPARED_LOGITS_BYTES.get(str(recipe["stage"])) if recipe.uses_ref_model else None
+    return Evaluation(batch, logits_bytes=compared) if compared else Evaluation(batch)
 
 
 def _precision(recipe: Recipe, *, has_deepspeed: bool) -> Precision:
@@ -119,15 +142,35 @@ def _zero(deepspeed: Mapping[str, Any], model: ModelShape) -> Zero:
         return default if found is None else found  # the plan refuses it
 
     hidden = model.hidden_size
+    stage = stage_of(deepspeed) or 0
+    optimizer, param = (_offloaded(config.get(f"offload_{part}")) for part in ("optimizer", "param"))
+    # Stages 1 and 2 take a disk for the host's memory.
+    on_disk = [stage == 3 and part.get("device") == "nvme" for part in (optimizer, param)]
     return Zero(
-        stage=stage_of(deepspeed) or 0,
-        offload_optimizer=_is_offloaded(config.get("offload_optimizer")),
-        offload_param=_is_offloaded(config.get("offload_param")),
+        stage=stage,
+        offload_optimizer=bool(optimizer),
+        offload_param=bool(param),
+        optimizer_buffer_count=_number(optimizer, "buffer_count", 4) if on_disk[0] else None,
+        param_swap=Swap(
+            buffer_count=_number(param, "buffer_count", Swap.buffer_count),
+            buffer_size=_number(param, "buffer_size", Swap.buffer_size),
+            max_in_cpu=_number(param, "max_in_cpu", Swap.max_in_cpu),
+        )
+        if on_disk[1]
+        else None,
+        sub_group_size=number("sub_group_size", Zero.sub_group_size, Zero.sub_group_size),
         reduce_bucket_size=number("reduce_bucket_size", hidden * hidden, 500_000_000),
         max_live_parameters=number("stage3_max_live_parameters", 1_000_000_000, 1_000_000_000),
         overlap_comm=bool(config.get("overlap_comm", False)),
     )
 
 
-def _is_offloaded(section: Any) -> bool:
-    return isinstance(section, Mapping) and section.get("device") not in (None, "none")
+def _offloaded(section: Any) -> Mapping[str, Any]:
+    """What it says of offloading; nothing where nothing is offloaded."""
+    there = isinstance(section, Mapping) and section.get("device") not in (None, "none")
+    return section if there else {}
+
+
+def _number(section: Mapping[str, Any], name: str, default: int) -> int:
+    found = whole_number(section.get(name, default))
+    return default if found is None else found

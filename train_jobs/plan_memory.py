@@ -164,7 +164,8 @@ def memory_faults(found: TrainEstimate) -> list[str]:
     """A line for what holds too little: the card, else the node's memory."""
     needed = found.estimate.device_bytes
     if found.device.short_bytes(needed):
-        return [fault("each worker", needed, found.device, found.ways)]
+        when = ", while it evaluates," if found.estimate.peak == "evaluation" else ""
+        return [fault(f"each worker{when}", needed, found.device, found.ways)]
     if not found.host_short_bytes:
         return []
     ways = f"It fits with {'; or with '.join(str(way) for way in found.ways)}. " if found.ways else ""

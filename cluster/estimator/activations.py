@@ -48,13 +48,14 @@ class Activations:
     """Of one layer's MLP while its gradients are computed."""
 
 
-def activations(model: ModelShape, precision: Precision, *, lora_rank: int, is_sharded: bool) -> Activations:
+def activations(
+    model: ModelShape, precision: Precision, *, lora_rank: int, zero_stage: int | None
+) -> Activations:
     """What is kept.
 
     Args:
         lora_rank: Of an adapter; 0 without one.
-        is_sharded: Whether weights are gathered layer by layer (ZeRO-3): its linear layers keep the inputs of
-            frozen weights, too.
+        zero_stage: Of DeepSpeed; None without it.
     """
     hidden, inner = model.hidden_size, model.intermediate_size
     heads, kv_heads = model.attention_heads, model.kv_heads
@@ -72,10 +73,25 @@ def activations(model: ModelShape, precision: Precision, *, lora_rank: int, is_s
         + 4 * kv_heads
         + 8
     )
-    if "lora" in precision and is_sharded:
-        layer += 4 * hidden + 2 * inner
+    if precision == "half lora" and zero_stage in (None, 3):
+        layer += _of_adapter_in_32_bits(model, lora_rank, is_sharded=zero_stage == 3)
     residual = _RESIDUAL[precision] * hidden
     return Activations(layer, residual, _HEAD[precision] * hidden, 8 * wide * inner)
+
+
+def _of_adapter_in_32_bits(model: ModelShape, lora_rank: int, *, is_sharded: bool) -> int:
+    """More bytes of a layer where an adapter stays in 32 bits, as PEFT makes it, on weights in 16.
+
+    So it is with ``pure_bf16``, and under ZeRO-3: transformers makes the model in DeepSpeed's types, and
+    DeepSpeed casts nothing later, as it does in the other stages.
+    """
+    hidden, inner = model.hidden_size, model.intermediate_size
+    queries = model.attention_heads * model.head_dim
+    # The inputs of q, k, v, gate and up, of down and of o, each cast for its adapter, which has a rank in 32
+    # bits, too.
+    more = 4 * (5 * hidden + inner + queries) + _LORA_BYTES * lora_rank
+    # An adapter in 16 bits keeps the inputs themselves; ZeRO-3's own linear layers do so in any case.
+    return more if is_sharded else more - (4 * hidden + 2 * inner)
 
 
 def logits_bytes(model: ModelShape, tokens: int) -> int:

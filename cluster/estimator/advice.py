@@ -94,16 +94,19 @@ def _together(
 def _until_enough(
     start: S, changes: list[Change[S]], short_bytes: Callable[[S], int]
 ) -> list[Change[S]] | None:
-    taken, now = [], start
-    for change in changes:
-        changed = change.apply(now)
-        if changed is None or short_bytes(changed) >= short_bytes(now):
-            continue
+    taken: list[Change[S]] = []
+    now = start
+    while short_bytes(now):
+        for change in changes:
+            changed = None if change in taken else change.apply(now)
+            if changed is not None and short_bytes(changed) < short_bytes(now):
+                break
+        else:
+            return None
+        # One that was of no use before may be now: what it makes smaller has become the largest.
         taken.append(change)
         now = changed
-        if not short_bytes(now):
-            return taken
-    return None
+    return taken
 
 
 def _applied(start: S, changes: Sequence[Change[S]]) -> tuple[S, list[str]] | None:

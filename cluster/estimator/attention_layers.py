@@ -13,6 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.estimator.families import completed
+
+_TEXT_PARTS = ("thinker_config", "text_config", "llm_config", "language_config")
+"""Parts of a config that hold the language model's. Source: transformers, ``get_text_config``; vLLM,
+transformers_utils/config.py, ``_CONFIG_ATTRS_MAPPING``."""
 _FULL = ("full_attention", "attention", "hybrid")
 _WINDOWED = ("sliding_attention", "chunked_attention")
 _NO_CACHE = ("linear_attention", "mamba", "mamba2", "recurrent", "conv", "mlp", "moe")
@@ -58,9 +63,11 @@ class AttentionLayer:
 
 
 def text_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a config about the language model."""
-    text = config.get("text_config")
-    return text if isinstance(text, Mapping) and text else config
+    """The part of a config about the language model, with its sizes under transformers' names."""
+    inner = next(
+        (part for name in _TEXT_PARTS if isinstance(part := config.get(name), Mapping) and part), None
+    )
+    return completed(config) if inner is None else text_of(inner)
 
 
 def whole(value: Any) -> int | None:

@@ -69,7 +69,8 @@ def card_share(
             many largest counts. None: whoever takes them looks at their number only.
 
     Returns:
-        None where a product is not in the catalogue: nothing can be said then.
+        None where nobody knows a card's memory: of a product that is not in the catalogue, before NVML was
+        read. Nothing can be said then.
     """
     wanted = [
         node
@@ -84,9 +85,28 @@ def card_share(
 
 
 def _card_of(node: Node, card: Card) -> Gpu | None:
-    gpu = find(card.product or str(node.accelerator_type), largest=True)
-    # A cluster file may say another size than the catalogue, and so may NVML.
-    return replace(gpu, memory_bytes=card.memory_bytes or gpu.memory_bytes) if gpu else None
+    name = card.product or str(node.accelerator_type)
+    gpu = find(name, largest=True)
+    if gpu is not None:
+        # A cluster file may say another size than the catalogue, and so may NVML.
+        return replace(gpu, memory_bytes=card.memory_bytes or gpu.memory_bytes)
+    if card.memory_bytes is None:
+        return None
+    return Gpu(
+        name=name,
+        architecture="",
+        nvml=name,
+        kubernetes="",
+        ray=str(node.accelerator_type),
+        memory_bytes=card.memory_bytes,
+        memory_as="nvml",
+        memory_bandwidth_bytes_per_s=None,
+        bf16_flops=None,
+        fp16_flops=None,
+        fp8_flops=None,
+        mig_slices=0,
+        source="",
+    )
 
 
 def host_memory(available_bytes: int | None) -> Device:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from cluster.estimator.attention_layers import head_size, key_value_heads, text_of, whole
+from cluster.estimator.context import Context, context_of
 from cluster.estimator.kv_cache import KvCache, kv_cache
 from cluster.estimator.parameters import (
     Parameters,
@@ -74,10 +75,10 @@ class ModelShape:
         """Numbers per head."""
         return head_size(self.text) or self.hidden_size // self.attention_heads
 
-    @property
-    def context(self) -> int | None:
-        """Tokens of the longest sequence that it was made for; None where its config does not tell."""
-        return whole(self.text.get("max_position_embeddings"))
+    @cached_property
+    def context(self) -> Context:
+        """The longest sequences, as vLLM derives them."""
+        return context_of(self.text)
 
     @property
     def has_qk_norm(self) -> bool:
@@ -127,6 +128,11 @@ class ModelShape:
     def head(self) -> int:
         """Parameters of the head; 0 where it is the embedding."""
         return self._in_part("head")
+
+    @cached_property
+    def experts(self) -> int:
+        """Parameters of routed experts."""
+        return self._in_part("experts")
 
     @cached_property
     def of_text(self) -> int:
@@ -182,13 +188,25 @@ class ModelShape:
     def _in_part(self, name: str) -> int:
         return next((part.parameters for part in self.parameters.parts if part.name == name), 0)
 
+    @cached_property
+    def _table(self) -> Mapping[str, int]:
+        """The sizes that the language model's embedding tells."""
+        tables = [
+            tensor.shape
+            for tensor in self.tensors
+            if part_of(tensor.name) == "embedding" and len(tensor.shape) == 2 and "F" in tensor.dtype
+        ]
+        # That of learned positions has fewer rows.
+        rows, width = max(tables, key=lambda shape: shape[0], default=(0, 0))
+        return {"vocab_size": rows, "hidden_size": width}
+
     def _size(self, field: str) -> int:
         value = self.text.get(field)
-        size = whole(value)
+        size = whole(value if field in self.text else self._table.get(field))
         if size is None:
             raise ConfigError(
                 f"model {self.name}: {field} in its config.json is {value!r} and no number from 1 on, so its "
-                "memory cannot be estimated. Save the model again with save_pretrained."
+                "memory cannot be estimated. Write it there, or save the model again with save_pretrained."
             )
         return size
 
@@ -204,7 +222,10 @@ def model_shape(name: str, tensors: Iterable[Tensor], config: Mapping[str, Any])
     Raises:
         ConfigError: the config lacks a size that every estimate needs.
     """
-    shape = ModelShape(name, tuple(tensors), config)
+    found = tuple(tensors)
+    if "thinker_config" in config:  # of a model that speaks, the engines load the part that thinks
+        found = tuple(tensor for tensor in found if tensor.name.startswith("thinker.")) or found
+    shape = ModelShape(name, found, config)
     for needed in ("num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads"):
         shape._size(needed)
     return shape

@@ -31,20 +31,29 @@ _STATE_BYTES = {
 """Every other is an Adam, or keeps no more than one."""
 
 _FACTORED = ("adafactor", "adalomo")
+_LIKE_PARAMETERS = (
+    "adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "schedule_free_sgd", "schedule_free_adamw",
+    "schedule_free_radam",
+)  # fmt: skip
+"""Keep their states in the parameters' own type (``zeros_like``). Those of bitsandbytes and torchao, and
+Adafactor's, have a type of their own."""
 
 
-def state_bytes(optim: str, *, hidden_size: int) -> float:
+def state_bytes(optim: str, *, hidden_size: int, parameter_bytes: int = 4) -> float:
     """Bytes of optimizer states per trained parameter.
 
     Args:
-        optim: transformers' name. An unknown one counts as Adam, which few exceed.
+        optim: transformers' name. An unknown one counts as Adam in 32 bits, which few exceed.
         hidden_size: Of the model: factored optimizers keep a row and a column of each matrix.
+        parameter_bytes: Of a parameter as the optimizer has it: 4, or 2 where it is trained in 16 bits.
 
-    Source: the optimizers' own ``init_state`` (torch 2.13, bitsandbytes 0.49, transformers 5.6).
+    Source: the optimizers' own ``init_state`` (torch 2.13, bitsandbytes 0.49, torchao 0.18, schedulefree 1.4,
+    transformers 5.6), and their states after steps on parameters in 32 and in 16 bits.
     """
     if optim in _FACTORED:
         return 8.0 / hidden_size
-    return _STATE_BYTES.get(optim, _ADAM_BYTES)
+    in_32_bits = _STATE_BYTES.get(optim, _ADAM_BYTES)
+    return in_32_bits * parameter_bytes / 4 if optim in _LIKE_PARAMETERS else in_32_bits
 
 
 def is_paged(optim: str) -> bool:

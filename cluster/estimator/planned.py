@@ -66,7 +66,7 @@ def fault(who: str, needed_bytes: int, device: Device, ways: Sequence[Way]) -> s
             "scaling.memory_bytes_per_worker of a training), or choose a smaller model."
         )
     else:
-        advice = "No change of the spec makes it fit: choose a larger GPU or a smaller model."
+        advice = "No change that was tried makes it fit: choose a larger GPU or a smaller model."
     return (
         f"memory: {who} needs {gib(needed_bytes)} and has {gib(device.available_bytes or 0)} "
         f"({device.name}): it does not fit by {gib(device.short_bytes(needed_bytes))}. {advice} Where the "

@@ -37,11 +37,12 @@ def retained_lora(base: int, dynamic_bytes: int, layer_bytes: int) -> int:
 
 
 def retained_zero(
-    stage: int, *, offloads: bool, is_lora: bool, trained: int, passing_bytes: int
+    stage: int, *, offloads: bool, frozen: int, trained: int, passing_bytes: int
 ) -> tuple[int, int]:
     """Of a training under DeepSpeed, whose optimizer's flat pieces come on top of freed activations.
 
     Args:
+        frozen: Parameters below an adapter, in 16 bits; 0 without one.
         trained: Parameters that are trained.
         passing_bytes: Activations of a step, in pieces that are not given back.
 
@@ -49,11 +50,14 @@ def retained_zero(
         In the forward pass, which takes its place again, and after it.
     """
     is_third = stage == 3
-    if is_lora:
-        weights, kept = 0.0, 1.75 if is_third else 1.45
+    stay = 0
+    if frozen:
+        # The whole weights, once: stage 3 gathers them before it knows which to keep.
+        stay = 2 * frozen if is_third else 0
+        weights, kept = 0.0, 1.6 if is_third else 1.45
     elif offloads:
         weights, kept = (6.0, 1.6) if is_third else (0.0, 1.9)
     else:
         weights, kept = (6.0, 0.9) if is_third else (2.0, 1.2)
-    after = round(weights * trained + kept * passing_bytes)
+    after = round(stay + weights * trained + kept * passing_bytes)
     return max(0, after - passing_bytes), after

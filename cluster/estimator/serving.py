@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.estimator.calibration import Calibration
 from cluster.estimator.model import ModelShape
@@ -27,6 +27,9 @@ class ServingShape:
     weight_bytes: float | None = None
     """Bytes of a parameter where the engine converts it while it loads (1: fp8); None: as the files say."""
 
+    expert_bytes: float | None = None
+    """The same of one of a routed expert; None: as of any other."""
+
     kv_cache_dtype: str = "auto"
     """vLLM's word for what the cache keeps of a number."""
 
@@ -36,6 +39,11 @@ class ServingShape:
     captures_graphs: bool = True
     max_loras: int = 0
     max_lora_rank: int = 16
+    offload_bytes: int = 0
+    """Of the blocks' weights, that stay in the node's memory at most, for each worker."""
+
+    draft: ServingShape | None = None
+    """The model that drafts tokens for it, in the same worker; None: none does."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,7 @@ def estimate_serving(shape: ServingShape, calibration: Calibration) -> ServingEs
     """What one worker of an engine needs; the largest, where pipeline stages differ."""
     ways, stages = shape.tensor_parallel_size, shape.pipeline_parallel_size
     workers = ways * stages
+    offloaded = min(shape.offload_bytes, _weights(shape) - _at_the_ends(shape))
     terms = [
         Term(
             "process",
@@ -132,7 +141,10 @@ def estimate_serving(shape: ServingShape, calibration: Calibration) -> ServingEs
             "the interpreter and its libraries, or the GPU's context",
             calibration.source,
         ),
-        Term("weights", _weights(shape), _weights_words(shape), _LOADER),
+        Term("weights", _weights(shape) - offloaded, _weights_words(shape), _LOADER),
+        Term(
+            "offloaded weights", offloaded, "cpu_offload_gb, of the blocks", "vLLM, UVAOffloader", on="host"
+        ),
         Term(
             "activations",
             _activations(shape),
@@ -146,6 +158,12 @@ def estimate_serving(shape: ServingShape, calibration: Calibration) -> ServingEs
             "vLLM, LoRA slots",
         ),
     ]
+    if shape.draft is not None:
+        terms.append(
+            Term(
+                "draft model", _weights(shape.draft), _weights_words(shape.draft), "vLLM, DraftModelProposer"
+            )
+        )
     if shape.captures_graphs:
         terms.append(
             Term("CUDA graphs", calibration.graphs_bytes, "captured decode steps", calibration.source)
@@ -159,7 +177,23 @@ def estimate_serving(shape: ServingShape, calibration: Calibration) -> ServingEs
                 calibration.source,
             )
         )
-    return ServingEstimate(Estimate.of(terms), _sequence_cache(shape), shape.max_model_len)
+    return ServingEstimate(Estimate.of(terms), _whole_cache(shape), shape.max_model_len)
+
+
+def _whole_cache(shape: ServingShape) -> SequenceCache | None:
+    """With that of the model that drafts: every token is in both."""
+    own = _sequence_cache(shape)
+    if own is None or shape.draft is None:
+        return own
+    draft = replace(shape.draft, max_num_batched_tokens=shape.max_num_batched_tokens)
+    other = _sequence_cache(draft)
+    if other is None:
+        return None
+    return SequenceCache(
+        bytes_per_token=own.bytes_per_token + other.bytes_per_token,
+        windowed_bytes_per_token=own.windowed_bytes_per_token + other.windowed_bytes_per_token,
+        window=max((cache.window for cache in (own, other) if cache.window is not None), default=None),
+    )
 
 
 def _of_largest_stage(layers: int, stages: int) -> float:
@@ -190,24 +224,31 @@ def _sequence_cache(shape: ServingShape) -> SequenceCache | None:
 
 def _weights(shape: ServingShape) -> int:
     """Of the worker that has most: the embedding is on the first stage, the head on the last."""
-    model, stages = shape.model, shape.pipeline_parallel_size
-    ends = max(model.embedding, model.head or (model.embedding if model.tied else 0))
-    if stages == 1:
-        ends = model.embedding + model.head
+    model = shape.model
     blocks = model.total - model.embedding - model.head
-    each = _bytes_per_parameter(shape)
-    # Head and embedding stay in 16 bits in nearly every quantized format.
-    in_blocks = blocks * each * _of_largest_stage(model.layers, stages)
-    return round((in_blocks + ends * max(2.0, each)) / shape.tensor_parallel_size)
+    share = _of_largest_stage(model.layers, shape.pipeline_parallel_size)
+    in_blocks = blocks * _bytes_per_parameter(shape) * share
+    return round(in_blocks / shape.tensor_parallel_size) + _at_the_ends(shape)
+
+
+def _at_the_ends(shape: ServingShape) -> int:
+    """Of head and embedding, which stay in 16 bits in nearly every quantized format."""
+    model = shape.model
+    ends = max(model.embedding, model.head or (model.embedding if model.tied else 0))
+    if shape.pipeline_parallel_size == 1:
+        ends = model.embedding + model.head
+    return round(ends * max(2.0, _bytes_per_parameter(shape)) / shape.tensor_parallel_size)
 
 
 def _bytes_per_parameter(shape: ServingShape) -> float:
-    """Of the blocks' weights."""
+    """Of the blocks' weights, on average."""
     model = shape.model
-    if not model.quantized:
-        return shape.weight_bytes or 2.0
-    outside = sum(p.size_bytes for p in model.parameters.parts if p.name in ("embedding", "head"))
     blocks = model.total - model.embedding - model.head
+    if not model.quantized:
+        each = shape.weight_bytes or 2.0
+        experts = model.experts
+        return each + ((shape.expert_bytes or each) - each) * experts / max(1, blocks)
+    outside = sum(p.size_bytes for p in model.parameters.parts if p.name in ("embedding", "head"))
     return (model.parameters.size_bytes - outside) / max(1, blocks)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cluster.estimator.optimizers import is_paged, state_bytes
-from cluster.estimator.terms import FROM_BACKWARD, IN_PASSES, TRAINING, On, Phase, Term
+from cluster.estimator.terms import FROM_BACKWARD, IN_PASSES, ONCE_TRAINING, TRAINING, On, Phase, Term
 from cluster.estimator.training_shape import TrainingShape, Zero
 
 _ZERO = "DeepSpeed, estimate_zero2_ and estimate_zero3_model_states_mem_needs"
@@ -30,8 +30,8 @@ def ddp_states(shape: TrainingShape) -> list[Term]:
             "torch",
             phases=TRAINING if shape.accumulates else FROM_BACKWARD,
         ),
-        Term("gradient buckets", each * trained, words, _DDP, phases=TRAINING),
-        _states(shape, trained, on_host=False),
+        Term("gradient buckets", each * trained, words, _DDP, phases=ONCE_TRAINING),
+        _states(shape, trained, parameter_bytes=each),
         *_casts(shape),
         Term(
             "first broadcast",
@@ -44,19 +44,23 @@ def ddp_states(shape: TrainingShape) -> list[Term]:
 
 
 def _casts(shape: TrainingShape) -> list[Term]:
-    """16-bit copies of the linear layers' weights: all until the forward pass ends, then those of a layer."""
+    """16-bit copies of the linear layers' weights: all until the forward pass ends, then those of a layer.
+
+    torch keeps them without gradients, too.
+    """
     if shape.precision == "autocast":
         model = shape.model
         head = model.head or model.embedding
         cast = min(shape.trained, model.per_layer * model.layers + head)
-        layer = model.per_layer
+        layer = min(cast, model.per_layer)
     elif shape.precision == "lora":
         cast = shape.trained
         layer = shape.trained // max(1, shape.model.layers)
     else:
         return []
     source = "torch.autocast, weight cache"
-    found = [Term("weights cast", 2 * cast, f"2 B x {cast:,} in linear layers", source, phases=("forward",))]
+    words = f"2 B x {cast:,} in linear layers"
+    found = [Term("weights cast", 2 * cast, words, source, phases=("forward", "evaluation"))]
     if shape.gradient_checkpointing:
         found.append(
             Term("weights cast", 2 * layer, f"2 B x {layer:,} of a layer", source, phases=("backward",))
@@ -74,8 +78,9 @@ def zero_states(shape: TrainingShape, zero: Zero, *, is_lazy: bool) -> list[Term
     weights = workers if zero.stage == 3 else 1
     module: On = "host" if zero.offload_param else "device"
     others = workers if zero.stage >= 1 else 1
-    optimizer: On = "host" if zero.offload_optimizer else "device"
-    always = TRAINING if zero.offload_optimizer or zero.stage == 3 else None
+    gradients: On = "host" if zero.offload_optimizer else "device"
+    optimizer: On = "disk" if zero.optimizer_on_disk else gradients
+    always = ONCE_TRAINING if zero.offload_optimizer or zero.stage == 3 else None
     from_backward = always or (TRAINING if shape.accumulates else FROM_BACKWARD)
     found = [
         Term(
@@ -83,16 +88,10 @@ def zero_states(shape: TrainingShape, zero: Zero, *, is_lazy: bool) -> list[Term
             shape.frozen_bytes // weights,
             f"as loaded{_over(weights)}",
             "the model's files",
-            on=module,
+            on="disk" if zero.param_swap else module,
         ),
-        Term(
-            "trained weights",
-            2 * trained // weights,
-            f"2 B x {trained:,} trained{_over(weights)}",
-            _ZERO,
-            on=module,
-        ),
-        *_gradients(trained, others, zero, on=optimizer, phases=from_backward),
+        *_module(shape, weights, zero, on=module),
+        *_gradients(trained, others, zero, on=gradients, phases=from_backward),
         Term(
             "master weights",
             4 * trained // others,
@@ -106,9 +105,10 @@ def zero_states(shape: TrainingShape, zero: Zero, *, is_lazy: bool) -> list[Term
             f"4 B x {trained:,} trained{_over(others)}",
             _ZERO,
             on=optimizer,
-            phases=TRAINING if zero.offload_optimizer else ("step",),
+            phases=ONCE_TRAINING if zero.offload_optimizer else ("step",),
         ),
-        _states(shape, trained // others, on_host=zero.offload_optimizer),
+        _states(shape, trained // others, on=optimizer),
+        *_swap_buffers(trained // others, zero),
         *_buckets(shape, zero, is_lazy=is_lazy),
     ]
     if zero.stage < 3:
@@ -125,6 +125,48 @@ def zero_states(shape: TrainingShape, zero: Zero, *, is_lazy: bool) -> list[Term
     return found
 
 
+def _module(shape: TrainingShape, shards: int, zero: Zero, *, on: On) -> list[Term]:
+    """Trained weights, in 16 bits; on a disk is what ``max_in_cpu`` leaves of them.
+
+    Stage 3 leaves an adapter in 32 bits, as PEFT makes it; the other stages cast it with the rest.
+    """
+    name, own = "trained weights", shape.trained // shards
+    each = 4 if zero.stage == 3 and shape.lora_rank else 2
+    if zero.param_swap is None:
+        words = f"{each} B x {shape.trained:,} trained{_over(shards)}"
+        return [Term(name, each * own, words, _ZERO, on=on)]
+    source = "DeepSpeed, _create_param_groups_fp16_flat_cpu_memory"
+    in_memory = min(own, zero.param_swap.max_in_cpu)
+    left = own - in_memory
+    return [
+        Term(name, each * in_memory, f"{each} B x {in_memory:,} (max_in_cpu, or all)", source, on="host"),
+        Term(name, each * left, f"{each} B x {left:,}, the others", source, on="disk"),
+    ]
+
+
+def _swap_buffers(own: int, zero: Zero) -> list[Term]:
+    """What DeepSpeed keeps on the host of what is offloaded to a disk: what it works at.
+
+    Args:
+        own: Parameters that this worker trains.
+    """
+    found = []
+    group = min(own, zero.sub_group_size)
+    if (count := zero.optimizer_buffer_count) is not None:
+        words = f"{count} (buffer_count) x 4 B x {group:,} (sub_group_size, or all)"
+        source = "DeepSpeed, OptimizerSwapper"
+        found.append(Term("swap buffers", 4 * count * group, words, source, on="host"))
+    if swap := zero.param_swap:
+        numbers = swap.buffer_count * swap.buffer_size
+        words = f"2 B x {swap.buffer_count} (buffer_count) x {swap.buffer_size:,} (buffer_size)"
+        if own > swap.max_in_cpu:
+            numbers += group
+            words += f", and 2 B x {group:,} (sub_group_size, or all)"
+        source = "DeepSpeed, AsyncPartitionedParameterSwapper"
+        found.append(Term("swap buffers of weights", 2 * numbers, words, source, on="host"))
+    return found
+
+
 def _gradients(trained: int, others: int, zero: Zero, *, on: On, phases: tuple[Phase, ...]) -> list[Term]:
     """In 16 bits. ZeRO-1 divides them only once the backward pass is over."""
     words = f"2 B x {trained:,} trained"
@@ -132,10 +174,10 @@ def _gradients(trained: int, others: int, zero: Zero, *, on: On, phases: tuple[P
     if zero.stage != 1:
         return [own]
     source = "DeepSpeed, reduce_ipg_grads"
-    in_passes = tuple(phase for phase in phases if phase != "step")
+    in_passes = tuple(phase for phase in phases if phase in IN_PASSES)
     return [
         Term("gradients", 2 * trained, words, source, phases=in_passes),
-        replace(own, phases=("step",)),
+        replace(own, phases=tuple(phase for phase in phases if phase not in IN_PASSES)),
     ]
 
 
@@ -156,7 +198,7 @@ def _buckets(shape: TrainingShape, zero: Zero, *, is_lazy: bool) -> list[Term]:
             )
         )
     # One worker alone has them all, unless they are on the host and it computes elsewhere.
-    gathers = shape.num_workers > 1 or shape.lora_rank or (zero.offload_param and not is_lazy)
+    gathers = shape.num_workers > 1 or (zero.offload_param and not is_lazy)
     if zero.stage == 3 and gathers:
         live = min(zero.max_live_parameters, shape.model.total)
         found.append(
@@ -165,7 +207,7 @@ def _buckets(shape: TrainingShape, zero: Zero, *, is_lazy: bool) -> list[Term]:
                 2 * live,
                 f"2 B x {live:,} (stage3_max_live_parameters, or all)",
                 "DeepSpeed, partitioned_param_coordinator",
-                phases=IN_PASSES,
+                phases=(*IN_PASSES, "evaluation"),
             )
         )
     return found
@@ -175,14 +217,15 @@ def _over(shards: int) -> str:
     return f" / {shards} workers" if shards > 1 else ""
 
 
-def _states(shape: TrainingShape, parameters: int, *, on_host: bool) -> Term:
-    each = state_bytes(shape.optim, hidden_size=shape.model.hidden_size)
+def _states(shape: TrainingShape, parameters: int, *, parameter_bytes: int = 4, on: On = "device") -> Term:
+    hidden = shape.model.hidden_size
+    each = state_bytes(shape.optim, hidden_size=hidden, parameter_bytes=parameter_bytes)
     paged = is_paged(shape.optim)
     return Term(
         "optimizer states" + (" (paged)" if paged else ""),
         round(each * parameters),
         f"{each:g} B x {parameters:,} ({shape.optim})",
         "the optimizer's own state",
-        on="host" if on_host or paged else "device",
-        phases=TRAINING,
+        on="host" if paged and on == "device" else on,
+        phases=ONCE_TRAINING,
     )

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-On = Literal["device", "host"]
-Phase = Literal["loading", "forward", "backward", "step"]
-PHASES: tuple[Phase, ...] = ("loading", "forward", "backward", "step")
-"""Loading the model; and of a training step the end of the forward pass, where all activations are there, the
-end of the backward pass, where all gradients are, and the optimizer's step."""
+On = Literal["device", "host", "disk"]
+Phase = Literal["loading", "forward", "backward", "step", "evaluation"]
+PHASES: tuple[Phase, ...] = ("loading", "forward", "backward", "step", "evaluation")
+"""Loading the model; of a training step the end of the forward pass, where all activations are there, the end
+of the backward pass, where all gradients are, and the optimizer's step; and a batch of an evaluation."""
 TRAINING: tuple[Phase, ...] = ("forward", "backward", "step")
+ONCE_TRAINING: tuple[Phase, ...] = (*TRAINING, "evaluation")
 IN_PASSES: tuple[Phase, ...] = ("forward", "backward")
 FROM_BACKWARD: tuple[Phase, ...] = ("backward", "step")
 
@@ -29,7 +30,8 @@ class Term:
     """Where the formula comes from: a paper, a function of the engine, a measurement."""
 
     on: On = "device"
-    """The GPU, which on a machine without one is the machine's memory; or that of its host."""
+    """The GPU, which on a machine without one is the machine's memory; its host's memory; or its host's
+    disk."""
 
     phases: tuple[Phase, ...] = PHASES
     """When it is there."""
@@ -72,9 +74,15 @@ class Estimate:
         """The host's terms, largest first."""
         return sorted((term for term in self.terms if term.on == "host"), key=lambda term: -term.size_bytes)
 
+    @property
+    def on_disk(self) -> list[Term]:
+        """What is offloaded to the host's disk, largest first."""
+        return sorted((term for term in self.terms if term.on == "disk"), key=lambda term: -term.size_bytes)
+
     def on_one_memory(self) -> Estimate:
         """The same where device and host are one memory: a machine without GPUs."""
-        return Estimate(tuple(replace(term, on="device") for term in self.terms))
+        moved = (replace(term, on="device") if term.on == "host" else term for term in self.terms)
+        return Estimate(tuple(moved))
 
     def _bytes_in(self, phase: Phase, on: On) -> int:
         return sum(term.size_bytes for term in self.terms if term.on == on and phase in term.phases)

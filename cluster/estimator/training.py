@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cluster.estimator.activations import Activations, activations, logits_bytes
 from cluster.estimator.calibration import Calibration
 from cluster.estimator.retained import is_given_back, retained_lora, retained_plain, retained_zero
 from cluster.estimator.states import ddp_states, zero_states
-from cluster.estimator.terms import FROM_BACKWARD, Estimate, Term
+from cluster.estimator.terms import FROM_BACKWARD, Estimate, Phase, Term
 from cluster.estimator.training_shape import TrainingShape
 
 
@@ -28,8 +30,9 @@ def estimate_training(shape: TrainingShape, calibration: Calibration) -> Estimat
         Term("reference model", shape.reference_bytes, "2 B a parameter", "LLaMA-Factory, create_ref_model"),
         *states,
         *_activations(shape, kept),
+        *_evaluation(shape, kept),
     ]
-    if calibration.optimizer_temporary_bytes:
+    if calibration.optimizer_temporary_bytes and shape.trained:
         terms.append(_temporaries(shape, calibration.optimizer_temporary_bytes))
     if shape.num_workers > 1:
         terms.append(
@@ -49,7 +52,7 @@ def _kept(shape: TrainingShape) -> Activations:
         shape.model,
         shape.precision,
         lora_rank=shape.lora_rank,
-        is_sharded=shape.zero is not None and shape.zero.stage == 3,
+        zero_stage=None if shape.zero is None else shape.zero.stage,
     )
 
 
@@ -75,7 +78,7 @@ def _temporaries(shape: TrainingShape, each: int) -> Term:
 
 def _activations(shape: TrainingShape, kept: Activations) -> list[Term]:
     tokens, layers = shape.tokens, shape.model.layers
-    scores = 0 if shape.flash_attention else _scores(shape)
+    scores = _scores(shape, shape.per_device_train_batch_size)
     found = [
         Term(
             "logits",
@@ -115,10 +118,56 @@ def _activations(shape: TrainingShape, kept: Activations) -> list[Term]:
     ]
 
 
-def _scores(shape: TrainingShape) -> int:
+def _scores(shape: TrainingShape, batch_size: int) -> int:
     """Attention's scores of one layer where no kernel avoids them: in 16 and 32 bits, and their softmax."""
-    rows = shape.per_device_train_batch_size * shape.rows_at_once
-    return 8 * rows * shape.model.attention_heads * shape.cutoff_len**2
+    rows = batch_size * shape.rows_at_once
+    return 0 if shape.flash_attention else 8 * rows * shape.model.attention_heads * shape.cutoff_len**2
+
+
+def _evaluation(shape: TrainingShape, kept: Activations) -> list[Term]:
+    """A batch that passes without gradients: a layer at a time, then the logits of all its tokens at once.
+
+    The logits are counted in transformers' loss and LLaMA-Factory's trainers: in the model's type, in 32
+    bits, and their logarithms.
+    """
+    found = shape.evaluation
+    if found is None:
+        return []
+    model, batch = shape.model, found.per_device_eval_batch_size
+    tokens = batch * shape.cutoff_len * shape.rows_at_once
+    logits = found.logits_bytes * model.vocab_size * tokens
+    rows = f"{batch} x cutoff_len: per_device_eval_batch_size"
+    layer = (kept.mlp_gradient + kept.head) * tokens + _scores(shape, batch)
+    wide = 4 if shape.precision in ("autocast", "single") else 2
+    each = 2 * wide * model.layers * model.kv_heads * model.head_dim
+    answers = (
+        batch * found.num_beams * (shape.cutoff_len + found.max_new_tokens) if found.max_new_tokens else 0
+    )
+    passing = (
+        Term(
+            "logits of an evaluation",
+            logits,
+            f"{found.logits_bytes} B x {model.vocab_size:,} x {tokens:,} tokens ({rows})",
+            "transformers, ForCausalLMLoss without gradients",
+            phases=("evaluation",),
+        )
+        if logits > layer
+        else Term(
+            "a layer of an evaluation",
+            layer,
+            f"one layer's MLP and attention, {tokens:,} tokens ({rows})",
+            "tensors that a layer makes",
+            phases=("evaluation",),
+        )
+    )
+    cache = Term(
+        "keys and values of answers",
+        each * answers,
+        f"{each:,} B x {answers:,} tokens (per_device_eval_batch_size x (cutoff_len + max_new_tokens))",
+        "transformers, DynamicCache",
+        phases=("evaluation",),
+    )
+    return [passing, cache]
 
 
 def _beyond(
@@ -130,12 +179,18 @@ def _beyond(
         size = round(calibration.fragmentation * asked)
         words = f"{calibration.fragmentation:.0%} of all but the process"
         return [Term("fragmentation", size, words, calibration.source)]
-    forward, after = _retained(shape, estimate.on_one_memory(), kept)
+    trained = Estimate.of(replace(term, phases=_without_evaluation(term)) for term in estimate.terms)
+    forward, after = _retained(shape, trained.on_one_memory(), kept)
     words, source = "what glibc does not give back", "measured: cluster/estimator/retained.py"
     return [
         Term("freed and kept", forward, words, source, phases=("forward",)),
-        Term("freed and kept", after, words, source, phases=FROM_BACKWARD),
+        Term("freed and kept", after, words, source, phases=(*FROM_BACKWARD, "evaluation")),
     ]
+
+
+def _without_evaluation(term: Term) -> tuple[Phase, ...]:
+    """What glibc keeps was measured in trainings that did not evaluate."""
+    return tuple(phase for phase in term.phases if phase != "evaluation")
 
 
 def _retained(shape: TrainingShape, estimate: Estimate, kept: Activations) -> tuple[int, int]:
@@ -152,7 +207,7 @@ def _retained(shape: TrainingShape, estimate: Estimate, kept: Activations) -> tu
         return retained_zero(
             zero.stage,
             offloads=zero.offload_optimizer,
-            is_lora=shape.lora_rank > 0,
+            frozen=shape.model.total if shape.lora_rank else 0,
             trained=shape.trained,
             passing_bytes=passing + (layer if shape.gradient_checkpointing else 0),
         )

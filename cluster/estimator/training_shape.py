@@ -9,17 +9,61 @@ from cluster.estimator.model import ModelShape
 
 
 @dataclass(frozen=True)
+class Swap:
+    """Weights on a disk (``offload_param.device: nvme``): what of them is in the host's memory."""
+
+    buffer_count: int = 5
+    buffer_size: int = 100_000_000
+    """Numbers, not bytes, as of all sizes here."""
+
+    max_in_cpu: int = 1_000_000_000
+
+
+@dataclass(frozen=True)
 class Zero:
     """DeepSpeed's ZeRO, in its own words."""
 
     stage: int
     offload_optimizer: bool = False
+    """To the host's memory or its disk."""
+
     offload_param: bool = False
+    """The same."""
+
+    optimizer_buffer_count: int | None = None
+    """``offload_optimizer.buffer_count`` where that is to a disk; None: it is not."""
+
+    param_swap: Swap | None = None
+    """Where ``offload_param`` is to a disk; None: it is not."""
+
+    sub_group_size: int = 1_000_000_000
+    """Numbers, not bytes."""
+
     reduce_bucket_size: int = 500_000_000
     """Numbers, not bytes."""
 
     max_live_parameters: int = 1_000_000_000
     overlap_comm: bool = False
+
+    @property
+    def optimizer_on_disk(self) -> bool:
+        """Whether the optimizer's states are on the host's disk."""
+        return self.optimizer_buffer_count is not None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated at a time, in the trainer's words: batches that pass without gradients."""
+
+    per_device_eval_batch_size: int
+    logits_bytes: int = 10
+    """For each token and word of the vocabulary, of logits and what the loss makes of them; 0: the model
+    writes answers (``predict_with_generate``) and needs the last token's only."""
+
+    max_new_tokens: int = 0
+    """Of an answer; 0: none is written."""
+
+    num_beams: int = 1
 
 
 @dataclass(frozen=True)
@@ -55,6 +99,8 @@ class TrainingShape:
     """Of a second model that the loss compares with."""
 
     flash_attention: bool = True
+    evaluation: Evaluation | None = None
+    """None: it does not evaluate."""
 
     @property
     def tokens(self) -> int:

@@ -11,10 +11,11 @@ import pytest
 from cluster.estimator.advice import Change, Way, ways_to_fit
 from cluster.estimator.device import Device, host_memory, share_of
 from cluster.estimator.planned import fault
-from cluster.gpus import find
+from cluster.gpus import catalogue, find
 from runtime.core.config import load_spec
 from serve_apps.arguments import faults as engine_faults
 from serve_apps.estimate import ServeEstimate, estimate_serve
+from serve_apps.quantization import can_compute
 from tests.estimator.models import (
     LLAMA_2_7B,
     LLAMA_2_13B,
@@ -22,6 +23,7 @@ from tests.estimator.models import (
     LLAMA_3_8B,
     QWEN3_06B,
     QWEN25_3B,
+    llama,
     model_of,
     packed,
     shapes_of,
@@ -30,6 +32,7 @@ from train_jobs import deepspeed_presets
 from train_jobs.advice import Draft
 from train_jobs.arguments import faults as llamafactory_faults
 from train_jobs.estimate import TrainEstimate, estimate_train, on_nodes
+from train_jobs.plan_memory import memory_faults
 from train_jobs.spec import TrainSpec
 
 GIB = 1 << 30
@@ -159,6 +162,37 @@ def test_several_changes_together_where_none_alone_is_enough():
     assert way.needed_bytes <= (found.device.available_bytes or 0)
 
 
+QWEN25_7B = llama(3584, 18944, 28, 28, context=32768, num_key_value_heads=4, vocab_size=152_064)
+EVALUATES = {"val_size": 0.1, "eval_strategy": "steps"}
+
+
+def test_an_evaluation_that_does_not_fit_is_made_row_by_row():
+    """Seen of a 7B model's adapter on a 24 GB card: it trained, and ran out of memory when it evaluated."""
+    assert train(QWEN25_7B, LORA, card("L4")).fits is True
+    found = train(QWEN25_7B, LORA | EVALUATES, card("L4"))
+    assert found.fits is False
+    assert said(found)[0] == "llamafactory.per_device_eval_batch_size: 1"
+    (line,) = memory_faults(found)
+    assert line.startswith("memory: each worker, while it evaluates, needs 40.")
+    row_by_row = LORA | EVALUATES | {"per_device_eval_batch_size": 1}
+    assert train(QWEN25_7B, row_by_row, card("L4")).fits is True
+    shorter = train(QWEN25_7B, row_by_row | {"cutoff_len": 16384}, card("L4"))
+    assert shorter.fits is False
+    assert "eval_batch" not in " ".join(said(shorter)), "there is one row already"
+
+
+def test_a_change_that_is_of_no_use_until_another_is_made_is_tried_again():
+    """The training needs most, then the evaluation: rows of an evaluation help only once that is so."""
+    arguments = LORA | EVALUATES | {"per_device_train_batch_size": 8}
+    found = train(QWEN25_7B, arguments, card("L4"))
+    assert found.estimate.peak != "evaluation"
+    (way,) = found.ways
+    assert set(way.changes) == {
+        "llamafactory.per_device_train_batch_size: 1 with gradient_accumulation_steps: 8",
+        "llamafactory.per_device_eval_batch_size: 1",
+    }
+
+
 def test_nothing_makes_70b_fit_on_a_laptop_cpu():
     found = train(LLAMA_2_70B, LORA, host_memory(8 * GIB))
     assert (found.fits, found.ways) == (False, [])
@@ -260,6 +294,51 @@ def test_more_gpus_are_named_where_there_are_some_that_divide_the_heads():
     assert "tensor_parallel" not in " ".join(said(serve(heads[12], {}, card("RTX-3080"), most_gpus=1)))
 
 
+@pytest.mark.parametrize(("config", "product"), [(LLAMA_2_70B, "L40S"), (LLAMA_2_13B, "RTX-4080")])
+def test_weights_in_4_bits_are_advised_where_8_are_too_many(config: dict[str, Any], product: str):
+    found = serve(config, {}, card(product))
+    assert "engine.quantization: mxfp4" in " ".join(said(found)) and "fp8" not in " ".join(said(found))
+    assert serve(config, fields(said(found)[0])["engine"], card(product)).fits is True
+    of_8 = serve(config, {"quantization": "fp8"}, card(product))
+    assert "engine.quantization: mxfp4" in " ".join(said(of_8)), "instead of 8"
+    of_4 = serve(LLAMA_2_70B, {"quantization": "mxfp4"}, card("RTX-4060"))
+    assert "quantization" not in " ".join(said(of_4))
+
+
+def test_4_bits_are_advised_together_with_other_changes_too():
+    config = LLAMA_2_70B | {"max_position_embeddings": 32768}
+    found = serve(config, {}, card("L40S"))
+    (way,) = said(found)
+    assert "engine.quantization: mxfp4" in way and "quantization: fp8" not in way and " and " in way
+    assert serve(config, fields(way)["engine"], card("L40S")).fits is True
+
+
+@pytest.mark.parametrize(
+    ("product", "quantization", "cache"),
+    [
+        # vLLM's Fp8Config starts from compute capability 7.5 on, FlashInfer and Triton from 8.0.
+        ("V100-SXM2-16GB", None, False), ("T4", "fp8", False), ("RTX-A4000", "fp8", True),
+    ],
+)  # fmt: skip
+def test_only_what_a_card_can_compute_is_advised(product: str, quantization: str | None, cache: bool):
+    words = " ".join(said(serve(LLAMA_2_7B, {}, card(product))))
+    assert (f"engine.quantization: {quantization}" in words) is (quantization is not None)
+    assert quantization or "quantization" not in words
+    long = said(
+        serve(LLAMA_3_8B | {"max_position_embeddings": 49152}, {"quantization": "fp8"}, card(product))
+    )
+    assert ("engine.kv_cache_dtype: fp8" in " ".join(long)) is cache
+
+
+def test_of_every_product_it_is_known_what_it_can_compute():
+    assert all(can_compute(gpu, 60) for gpu in catalogue())
+
+
+def test_what_was_tried_is_not_called_all_there_is():
+    said_then = fault("each worker", 80 * GIB, card("L4"), [])
+    assert "No change that was tried makes it fit" in said_then
+
+
 def test_what_is_quantized_already_is_not_quantized_again():
     def awq(name: str, shape: list[int]) -> dict[str, tuple[str, list[int]]]:
         return {f"{name}.qweight": ("I32", [shape[1], shape[0] // 8])}
@@ -336,6 +415,21 @@ def test_what_is_offloaded_must_fit_into_the_nodes_memory():
     assert "8 workers need" in there.verdict and "60.0 GiB" in there.verdict
     assert there.ways and "offload" not in " ".join(said(there)), "what is advised fits there, too"
     assert on_nodes(found, 1 << 40).fits is True
+
+
+def test_what_is_offloaded_to_a_disk_needs_no_memory_of_its_node():
+    """On one worker AdamW's states and two more copies of 8 billion parameters in 32 bits: 120 GiB."""
+
+    def on_a_small_node(device: str) -> bool | None:
+        offload = {"device": device, "nvme_path": "/scratch", "buffer_count": 4}
+        zero = {"stage": 3, "offload_optimizer": offload, "sub_group_size": 100_000_000}
+        draft = Draft(FULL | {"per_device_train_batch_size": 1}, {"zero_optimization": zero}, 1)
+        return estimate_train(
+            draft, model=model_of(LLAMA_3_8B), device=card("H100-SXM5-80GB"), workers_per_node=1,
+            most_gpus=1, node_bytes=64 * GIB,
+        ).fits  # fmt: skip
+
+    assert (on_a_small_node("cpu"), on_a_small_node("nvme")) == (False, True)
 
 
 def test_offloading_is_not_advised_to_a_node_without_the_memory():

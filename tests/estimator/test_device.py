@@ -64,6 +64,17 @@ def test_what_a_cluster_file_says_of_a_card_counts():
     assert device is not None and device.name == "NVIDIA A100-SXM4-40GB"
 
 
+def test_of_a_product_outside_the_catalogue_its_memory_counts_where_it_is_known():
+    # Some cards of one more product: nothing is known of them but what NVML, or a cluster file, says.
+    cluster = nodes({"CPU": 8, "GPU": 2, "accelerator_type:H20": 1})
+    device = card_share(read(cluster, "NVIDIA H20", 96 * GIB), "H20", 0.5)
+    assert device is not None and device.available_bytes == int(0.5 * int(0.97 * 96 * GIB))
+    assert device.name == "0.5 of NVIDIA H20" and device.calibration.product == "gpu"
+    told = Inventory.of(replace(one, cards=(Card(0, 192 * GIB),)) for one in cluster.nodes)
+    device = card_share(told, "H20", 1.0)
+    assert device is not None and (device.name, device.available_bytes) == ("H20", int(0.97 * 192 * GIB))
+
+
 def test_nothing_is_said_of_a_product_that_is_not_in_the_catalogue():
     cluster = nodes({"CPU": 8, "GPU": 2, "accelerator_type:MI300X": 1})
     assert card_share(cluster, "MI300X", 1.0) is None

@@ -33,7 +33,7 @@ TRAIN: dict[str, dict[str, Any]] = {
 SERVE: dict[str, dict[str, Any]] = {
     "16 bits": {},
     "8 bits": {"quantization": "fp8"},
-    "4 bits": {"quantization": "bitsandbytes"},
+    "4 bits": {"quantization": "mxfp4"},
 }
 MODELS = {"3B": QWEN25_3B, "7B": LLAMA_2_7B, "13B": LLAMA_2_13B, "30B": LLAMA_30B, "70B": LLAMA_2_70B}
 
@@ -81,11 +81,11 @@ def needs_gib(size: str, way: str) -> float:
 @pytest.mark.parametrize(
     ("size", "needed"),
     [
-        ("3B", {"QLoRA": 6.9, "LoRA": 10.9, "full": 61.6, "16 bits": 7.5, "8 bits": 4.9, "4 bits": 3.8}),
-        ("7B", {"QLoRA": 6.1, "LoRA": 15.5, "full": 133.4, "16 bits": 15.8, "8 bits": 9.8, "4 bits": 7.2}),
-        ("13B", {"QLoRA": 9.8, "LoRA": 28.3, "full": 256.6, "16 bits": 28.7, "8 bits": 16.9, "4 bits": 11.7}),
-        ("30B", {"QLoRA": 21.1, "LoRA": 67.7, "full": 639, "16 bits": 65.0, "8 bits": 35.1, "4 bits": 22.1}),
-        ("70B", {"QLoRA": 41.5, "LoRA": 141, "full": 1353, "16 bits": 131, "8 bits": 67.5, "4 bits": 39.6}),
+        ("3B", {"QLoRA": 6.9, "LoRA": 10.9, "full": 61.6, "16 bits": 7.5, "8 bits": 4.9, "4 bits": 3.7}),
+        ("7B", {"QLoRA": 6.1, "LoRA": 15.5, "full": 133.4, "16 bits": 15.8, "8 bits": 9.8, "4 bits": 7.0}),
+        ("13B", {"QLoRA": 9.8, "LoRA": 28.3, "full": 256.6, "16 bits": 28.7, "8 bits": 16.9, "4 bits": 11.3}),
+        ("30B", {"QLoRA": 21.1, "LoRA": 67.7, "full": 639, "16 bits": 65.0, "8 bits": 35.1, "4 bits": 21.1}),
+        ("70B", {"QLoRA": 41.5, "LoRA": 141, "full": 1353, "16 bits": 131, "8 bits": 67.5, "4 bits": 37.6}),
     ],
 )  # fmt: skip
 def test_the_table_of_the_docs_is_what_the_estimator_says(size: str, needed: dict[str, float]):
@@ -129,7 +129,7 @@ def test_30b_on_48_gb_is_right_for_qlora_and_takes_two_for_16_bits():
     assert trains("30B", "QLoRA", "RTX-A6000") and trains("30B", "QLoRA", "A100-SXM4-40GB")
     assert trains("30B", "QLoRA", "RTX-4090"), "even 24 GB, with rows of 2,048 tokens one at a time"
     assert serves("30B", "8 bits", "RTX-A6000") and serves("30B", "8 bits", "A100-SXM4-40GB")
-    assert not serves("30B", "4 bits", "RTX-4090"), "22.1 of the 21.4 that vLLM takes"
+    assert serves("30B", "4 bits", "RTX-4090"), "21.1 of the 21.4 that vLLM takes"
     for product in ("RTX-A6000", "A100-SXM4-40GB"):
         model, gpus = model_of(MODELS["30B"]), [card(product)]
         (lora,) = trained_on(Draft(TRAIN["LoRA"], None, 1), model=model, gpus=gpus)

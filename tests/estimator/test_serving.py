@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from cluster.estimator.device import host_memory, share_of
 from cluster.estimator.model import ModelShape
 from cluster.gpus import Gpu, find
-from serve_apps.estimate import ServeEstimate, estimate_serve
+from serve_apps.estimate import ServeEstimate, estimate_serve, hardware_for
 from serve_apps.memory import serving_shape
+from serve_apps.plan_memory import check_memory
 from tests.estimator.models import (
     GPT_OSS_20B,
     LLAMA_2_7B,
@@ -25,6 +27,7 @@ from tests.estimator.models import (
     model_of,
     packed,
     shapes_of,
+    write_headers,
 )
 
 GIB = 1 << 30
@@ -154,6 +157,7 @@ def test_windowed_layers_keep_the_window_and_the_batches_on_their_way():
     short = on("L4", model, max_model_len=1000)
     assert short.estimate.bytes_per_sequence == 63 * 16 * (128 << 10), "whole blocks"
     gemma = LLAMA_3_8B | {"model_type": "gemma3_text", "sliding_window": 1024, "num_hidden_layers": 30}
+    gemma |= {"head_dim": 128}
     every_sixth = on("L4", model_of(gemma), max_model_len=100_000, max_num_batched_tokens=2048).estimate
     assert every_sixth.bytes_per_sequence == 4096 * (5 * 100_000 + 25 * (1024 + 4096))
 
@@ -338,3 +342,136 @@ def test_a_cache_of_a_given_size_must_hold_a_sequence_and_fit_itself():
     assert on("A100-SXM4-80GB", LLAMA_8B, kv_cache_memory_bytes=size).fits is True
     assert on("A100-SXM4-80GB", LLAMA_8B, kv_cache_memory_bytes=size + 1).fits is False
     assert large.verdict.startswith("does not fit by 8")
+
+
+PHI_35_MINI = llama(
+    3072, 8192, 32, 32, context=131072, vocab_size=32064, model_type="phi3",
+    original_max_position_embeddings=4096, rope_scaling={"type": "longrope"},
+)  # fmt: skip
+DEEPSEEK_CODER = llama(
+    4096, 11008, 32, 32, context=16384, vocab_size=32256, rope_scaling={"type": "linear", "factor": 4.0}
+)
+
+
+def test_a_model_of_two_context_lengths_is_served_with_the_shorter_and_may_be_asked_for_the_longer():
+    phi = model_of(PHI_35_MINI)
+    unasked = on("A10", phi)
+    assert (unasked.fits, unasked.max_model_len) == (True, 4096)
+    assert unasked.largest_max_model_len and 16384 < unasked.largest_max_model_len < 131072
+    assert on("A10", phi, max_model_len=131072).fits is False
+    assert on("A100-SXM4-80GB", phi, max_model_len="auto").max_model_len == 4096, "vLLM chooses no longer one"
+    assert on("A100-SXM4-80GB", phi, max_model_len=8192).largest_max_model_len == 131072
+
+
+def test_positions_that_are_scaled_make_the_context_longer():
+    found = on("A10", model_of(DEEPSEEK_CODER))
+    assert (found.max_model_len, found.fits) == (65536, False)
+    assert on("A10", model_of(DEEPSEEK_CODER), max_model_len=8192).fits is True
+
+
+def test_without_its_window_a_model_is_served_no_longer_than_that():
+    model = model_of(LLAMA_3_8B | {"sliding_window": 4096, "max_position_embeddings": 32768})
+    assert on("L4", model).max_model_len == 32768
+    assert on("L4", model, disable_sliding_window=True).max_model_len == 4096
+
+
+def test_offloaded_weights_are_in_the_nodes_memory():
+    plain, off = (on("L4", LLAMA_8B, max_model_len=4096, cpu_offload_gb=gib) for gib in (0, 12))
+    assert sizes(plain)["weights"] - sizes(off)["weights"] == 12 * GIB
+    assert (plain.estimate.fixed.host_bytes, off.estimate.fixed.host_bytes) == (0, 12 * GIB)
+    assert (on("RTX-4070", LLAMA_8B, max_model_len=4096).fits, on("RTX-4070", LLAMA_8B, max_model_len=4096,
+            cpu_offload_gb=8).fits) == (False, True)  # fmt: skip
+    at_most = on("L4", LLAMA_8B, cpu_offload_gb=100)
+    assert sizes(at_most)["weights"] == 2 * 2 * 128256 * 4096, "embedding and head stay"
+    on_cpu = estimate_serve({"cpu_offload_gb": 12}, model=LLAMA_8B, device=host_memory(64 * GIB), most_gpus=0)
+    assert sizes(on_cpu)["weights"] == sizes(plain)["weights"]
+
+
+@pytest.fixture
+def drafter(tmp_path: Path) -> Path:
+    return write_headers(tmp_path / "drafter", QWEN3_06B, shapes_of(QWEN3_06B))
+
+
+def test_a_model_that_drafts_is_loaded_beside_and_keeps_every_token_too(drafter: Path):
+    plain = on("L4", LLAMA_8B, max_model_len=4096)
+    spec = {"model": str(drafter), "num_speculative_tokens": 3}
+    both = on("L4", LLAMA_8B, max_model_len=4096, speculative_config=spec)
+    assert sizes(both)["draft model"] == 2 * 596_049_920
+    assert both.estimate.bytes_per_token - plain.estimate.bytes_per_token == 28 * 2 * 8 * 128 * 2
+    assert both.estimate.least_bytes > plain.estimate.least_bytes + 2 * 596_049_920
+    words = on("L4", LLAMA_8B, max_model_len=4096, spec_model=str(drafter), spec_tokens=3)
+    assert sizes(words) == sizes(both)
+    two = on("L4", LLAMA_8B, tensor_parallel_size=2, speculative_config=spec)
+    one = on("L4", LLAMA_8B, tensor_parallel_size=2,
+             speculative_config=spec | {"draft_tensor_parallel_size": 1})  # fmt: skip
+    assert sizes(one)["draft model"] == 2 * sizes(two)["draft model"] == sizes(both)["draft model"]
+
+
+def test_drafting_without_a_model_takes_nothing(drafter: Path):
+    found = on("L4", LLAMA_8B, max_model_len=4096, speculative_config={"method": "ngram"})
+    assert found.fits is True and "draft model" not in sizes(found)
+
+
+@pytest.mark.parametrize(
+    ("quantization", "linear", "expert"),
+    [
+        ("fp8_per_tensor", 1, 1), ("fp8_per_channel", 1, 1), ("mxfp8", 1 + 1 / 32, 1 + 1 / 32),
+        ("fp8_per_block", 1 + 4 / 16384, 1 + 4 / 16384), ("mxfp4", 17 / 32, 17 / 32),
+        ("experts_int8", 2, 1), ("int8_per_channel_weight_only", 2, 1), ("nvfp4_per_token", 2, 9 / 16),
+    ],
+)  # fmt: skip
+def test_weights_that_vllm_quantizes_while_loading_are_as_large_as_it_makes_them(
+    quantization: str, linear: float, expert: float
+):
+    """vllm/config/quantization.py, _ONLINE_SHORTHANDS: some are of routed experts only."""
+    table, experts = 2 * 32000 * 4096, 32 * 8 * 3 * 4096 * 14336
+    rest = 46_702_792_704 - table - experts
+    found = on("H200-SXM5-141GB", model_of(MIXTRAL_8X7B), quantization=quantization)
+    assert sizes(found)["weights"] == pytest.approx(2 * table + linear * rest + expert * experts, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hf_overrides", {"num_hidden_layers": 2}), ("num_gpu_blocks_override", 100), ("quantization", "own"),
+        ("quantization_config", {"linear": "mxfp4"}), ("offload_backend", "prefetch"),
+        ("offload_group_size", 8), ("cpu_offload_params", ["experts"]), ("decode_context_parallel_size", 2),
+        ("speculative_config", {"model": "org/somewhere", "num_speculative_tokens": 3}),
+        ("speculative_config", {"method": "mtp", "num_speculative_tokens": 1}),
+        ("spec_method", "eagle3"),
+    ],
+)  # fmt: skip
+def test_with_an_argument_that_is_not_reckoned_nothing_is_known_and_nothing_refused(name: str, value: Any):
+    engine = {name: value}
+    device = share_of(card("RTX-4060"))
+    found = estimate_serve(engine, model=LLAMA_31_8B, device=device, most_gpus=8)
+    assert on("RTX-4060", LLAMA_31_8B).fits is False
+    assert (found.fits, found.tokens, found.largest_max_model_len, found.ways) == (None, None, None, [])
+    assert f"not known: it depends on engine.{name}, which" in found.verdict
+    assert hardware_for(engine, model=LLAMA_31_8B, gpus=[card("B300")]) == []
+    planned = check_memory(engine, model=LLAMA_31_8B, device=device, most_gpus=8, elsewhere={})
+    assert planned == (None, [])
+
+
+def test_offloading_weights_that_are_quantized_is_not_reckoned_nor_advised():
+    found = on("RTX-4060", LLAMA_8B, cpu_offload_gb=2, quantization="fp8")
+    assert found.fits is None and "engine.cpu_offload_gb" in found.verdict
+    plain = on("RTX-4060", LLAMA_8B, cpu_offload_gb=2)
+    assert plain.fits is False and "quantization" not in " ".join(str(way) for way in plain.ways)
+
+
+def test_an_argument_at_its_default_changes_nothing():
+    engine = {
+        "hf_overrides": {},
+        "cpu_offload_gb": 0,
+        "decode_context_parallel_size": 1,
+        "quantization": None,
+    }
+    found = on("L4", LLAMA_8B, speculative_config=None, offload_backend="auto", **engine)
+    assert found.fits is True and sizes(found) == sizes(on("L4", LLAMA_8B))
+
+
+def test_a_head_that_drafts_is_not_taken_for_a_whole_model(tmp_path: Path):
+    eagle = write_headers(tmp_path / "EAGLE3-LLaMA", LLAMA_3_8B, shapes_of(LLAMA_3_8B))
+    found = on("L4", LLAMA_8B, speculative_config={"model": str(eagle), "num_speculative_tokens": 3})
+    assert found.fits is None and "engine.speculative_config" in found.verdict

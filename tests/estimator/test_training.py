@@ -38,6 +38,7 @@ STATES = (
 )  # fmt: skip
 LLAMA_8B = model_of(LLAMA_3_8B)
 LLAMA_7B = model_of(LLAMA_2_7B)
+QWEN25_7B = model_of(llama(3584, 18944, 28, 28, context=32768, num_key_value_heads=4, vocab_size=152_064))
 FULL = {"finetuning_type": "full", "bf16": True, "per_device_train_batch_size": 1, "cutoff_len": 2048}
 LORA = FULL | {"finetuning_type": "lora"}
 
@@ -287,6 +288,35 @@ def test_optimizers_keep_what_their_states_are(optim: str, bytes_each: int):
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "bytes_each"),
+    [
+        ({}, 4),  # two moments in 16 bits
+        ({"optim": "adamw_torch_fused"}, 4),
+        ({"optim": "rmsprop"}, 2),
+        ({"optim": "adamw_8bit"}, 2),
+        ({"optim": "lion_32bit"}, 4),
+        ({"optim": "adamw_apex_fused"}, 8),  # keeps 32 bits, whatever the parameters are in
+    ],
+)
+def test_states_of_torchs_optimizers_are_in_the_type_of_what_is_trained(
+    change: dict[str, Any], bytes_each: int
+):
+    pure = FULL | {"bf16": False, "pure_bf16": True}
+    found = sizes(estimated(LLAMA_7B, pure | change))
+    assert found["trained weights"] == 2 * 6_738_415_616
+    assert found["optimizer states"] == bytes_each * 6_738_415_616
+
+
+def test_an_adapter_and_deepspeeds_master_weights_are_in_32_bits_under_pure_bf16_too():
+    """PEFT makes an adapter in 32 bits (autocast_adapter_dtype), and LLaMA-Factory leaves it so."""
+    pure = {"bf16": False, "pure_bf16": True}
+    adapter = sizes(estimated(LLAMA_8B, LORA | pure))
+    assert (adapter["trained weights"], adapter["optimizer states"]) == (4 * 20_971_520, 8 * 20_971_520)
+    divided = sizes(estimated(LLAMA_7B, FULL | pure, deepspeed="zero2", num_workers=4))
+    assert divided["optimizer states"] == 8 * 6_738_415_616 // 4
+
+
 def test_adafactor_keeps_next_to_nothing_and_sgd_nothing():
     assert sizes(estimated(LLAMA_7B, FULL | {"optim": "adafactor"}))["optimizer states"] < 14e6
     assert "optimizer states" not in sizes(estimated(LLAMA_7B, FULL | {"optim": "sgd"}))
@@ -295,6 +325,163 @@ def test_adafactor_keeps_next_to_nothing_and_sgd_nothing():
 def test_paged_states_count_on_the_host():
     found = estimated(LLAMA_7B, FULL | {"optim": "paged_adamw_8bit"})
     assert sizes(found, "host")["optimizer states (paged)"] == 2 * 6_738_415_616 == found.host_bytes
+
+
+def test_on_a_disk_is_what_nvme_offloads_and_on_the_host_what_is_worked_at():
+    """Of 6.7 billion parameters on two workers: gradients in 16 bits, and four buffers (buffer_count) of
+    600 million numbers (sub_group_size) in 32 bits."""
+    half = 6_738_415_616 // 2
+    optimizer = {"device": "nvme", "nvme_path": "/scratch"}
+    found = offloaded({"offload_optimizer": optimizer, "sub_group_size": 600_000_000})
+    assert found.host_bytes == 2 * half + 4 * 4 * 600_000_000
+    assert sum(term.size_bytes for term in found.on_disk) == (4 + 4 + 8) * half
+    assert sizes(found, "device")["trained weights"] == 2 * half
+    more = offloaded({"offload_optimizer": optimizer | {"buffer_count": 7}, "sub_group_size": 600_000_000})
+    assert more.host_bytes - found.host_bytes == 3 * 4 * 600_000_000
+    in_memory = offloaded({"offload_optimizer": {"device": "cpu"}})
+    assert in_memory.host_bytes == (2 + 4 + 4 + 8) * half and not in_memory.on_disk
+
+
+def test_of_weights_on_a_disk_the_host_holds_max_in_cpu_and_buffers():
+    half = 6_738_415_616 // 2
+    param = {"device": "nvme", "nvme_path": "/scratch", "buffer_count": 6, "buffer_size": 200_000_000}
+    found = offloaded({"offload_param": param | {"max_in_cpu": 300_000_000}})
+    assert found.host_bytes == 2 * (300_000_000 + 6 * 200_000_000 + 1_000_000_000)
+    assert sum(term.size_bytes for term in found.on_disk) == 2 * (half - 300_000_000)
+    assert "trained weights" not in sizes(found, "device")
+    roomy = offloaded({"offload_param": param | {"max_in_cpu": 5e9}})
+    assert roomy.host_bytes == 2 * (half + 6 * 200_000_000) and not roomy.on_disk
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_stages_1_and_2_take_a_disk_for_the_hosts_memory(stage: int):
+    nvme, cpu = (offloaded({"stage": stage, "offload_optimizer": {"device": on}}) for on in ("nvme", "cpu"))
+    assert nvme.terms == cpu.terms and nvme.host_bytes > 16 * 6_738_415_616 // 2
+
+
+def test_on_one_memory_a_disk_stays_a_disk():
+    found = offloaded({"offload_optimizer": {"device": "nvme"}}).on_one_memory()
+    assert found.host_bytes == 0
+    assert {term.name for term in found.on_disk} == {
+        "master weights",
+        "gradients in 32 bits",
+        "optimizer states",
+    }
+
+
+def offloaded(zero_optimization: dict[str, Any]) -> Estimate:
+    """A full training of LLAMA_7B with two workers, under ZeRO-3 unless it says another stage."""
+    config = {"zero_optimization": {"stage": 3} | zero_optimization}
+    recipe = Recipe(FULL, zero_stage=stage_of(config), on_cpu=False)
+    shape = training_shape(recipe, config, model=LLAMA_7B, num_workers=2)
+    return estimate_training(shape, calibration("gpu"))
+
+
+EVALUATES = {"val_size": 0.1, "eval_strategy": "steps"}
+
+
+def during_evaluation(found: Estimate) -> dict[str, int]:
+    """Bytes on the GPU by name."""
+    return {t.name: t.size_bytes for t in found.terms if "evaluation" in t.phases and t.on == "device"}
+
+
+def test_an_evaluation_needs_the_logits_of_its_own_batch_on_top_of_what_stays():
+    """Eight rows, transformers' default, whatever the training's batch."""
+    found = estimated(QWEN25_7B, LORA | EVALUATES)
+    there = during_evaluation(found)
+    assert found.peak == "evaluation"
+    assert there["logits of an evaluation"] == 10 * 152_064 * 8 * 2048 > 23 * GIB
+    for name in ("frozen weights", "trained weights", "gradient buckets", "optimizer states", "process"):
+        assert there[name] == sizes(found)[name]
+    assert not there.keys() & {"gradients", "activations", "logits", "head's input"}
+    assert found.device_bytes == sum(there.values())
+    four = during_evaluation(estimated(QWEN25_7B, LORA | EVALUATES | {"per_device_eval_batch_size": 4}))
+    assert there["logits of an evaluation"] == 2 * four["logits of an evaluation"]
+
+
+def test_evaluated_row_by_row_a_training_needs_no_more_than_without():
+    row_by_row = LORA | EVALUATES | {"per_device_eval_batch_size": 1}
+    assert estimated(QWEN25_7B, row_by_row).device_bytes == estimated(QWEN25_7B, LORA).device_bytes
+
+
+@pytest.mark.parametrize(
+    ("recipe", "evaluates"),
+    [
+        ({}, False),
+        ({"val_size": 0.1}, False),
+        ({"val_size": 0.1, "eval_strategy": "no"}, False),
+        (EVALUATES, True),
+        ({"eval_dataset": "exam", "eval_strategy": "epoch"}, True),
+        ({"eval_dataset": "exam", "do_eval": True}, True),
+        ({"eval_dataset": "exam", "do_predict": True, "predict_with_generate": True}, True),
+        ({"eval_dataset": "exam", "predict_with_generate": True}, False),
+    ],
+)
+def test_only_a_recipe_that_evaluates_is_reckoned_to(recipe: dict[str, Any], evaluates: bool):
+    assert (shape_of(LLAMA_7B, LORA | recipe).evaluation is not None) is evaluates
+
+
+@pytest.mark.parametrize(
+    ("recipe", "bytes_each"),
+    [
+        ({"compute_accuracy": True}, 10),
+        ({"stage": "pt"}, 10),
+        ({"stage": "dpo"}, 2 * 12),  # a pair is two rows; the policy's logits wait for the reference's
+        ({"stage": "dpo", "pref_loss": "simpo"}, 2 * 10),
+        ({"stage": "kto"}, 16),
+    ],
+)
+def test_a_stage_that_compares_keeps_more_logits(recipe: dict[str, Any], bytes_each: int):
+    there = during_evaluation(estimated(QWEN25_7B, LORA | EVALUATES | recipe))
+    assert there["logits of an evaluation"] == bytes_each * 152_064 * 8 * 2048
+
+
+def test_written_answers_need_keys_and_values_instead_of_logits():
+    recipe = LORA | EVALUATES | {"predict_with_generate": True, "max_new_tokens": 512, "num_beams": 3}
+    there = during_evaluation(estimated(LLAMA_8B, recipe))
+    assert there["keys and values of answers"] == 2 * 2 * 32 * 8 * 128 * 8 * 3 * (2048 + 512)
+    assert "logits of an evaluation" not in there
+    usual = {name: value for name, value in recipe.items() if name not in ("max_new_tokens", "num_beams")}
+    there = during_evaluation(estimated(LLAMA_8B, usual))
+    assert there["keys and values of answers"] == 2 * 2 * 32 * 8 * 128 * 8 * (2048 + 1024)
+
+
+def test_attention_without_a_kernel_counts_in_an_evaluation_too():
+    recipe = LORA | EVALUATES | {"flash_attn": "disabled", "cutoff_len": 8192}
+    there = during_evaluation(estimated(LLAMA_8B, recipe))
+    assert there["a layer of an evaluation"] > 8 * 8 * 32 * 8192**2
+    assert "logits of an evaluation" not in there, "they come later"
+
+
+def test_an_evaluation_alone_trains_nothing():
+    recipe = FULL | {"do_train": False, "do_eval": True, "eval_dataset": "exam"}
+    found = estimated(LLAMA_7B, recipe)
+    assert found.peak == "evaluation"
+    assert sizes(found).keys() == {
+        "process", "training itself", "frozen weights", "first broadcast", "logits of an evaluation",
+        "fragmentation",
+    }  # fmt: skip
+    assert sizes(found)["frozen weights"] == 2 * 6_738_415_616
+    assert found.device_bytes < estimated(LLAMA_7B, FULL).device_bytes / 4
+
+
+def test_under_deepspeed_an_evaluation_has_the_states_and_gathers_what_is_divided():
+    there = during_evaluation(estimated(LLAMA_7B, FULL | EVALUATES, deepspeed="zero3", num_workers=8))
+    assert there["gathered weights"] == 2 * 1_000_000_000
+    assert there["master weights"] == 4 * 6_738_415_616 // 8
+    offloads = estimated(LLAMA_7B, FULL | EVALUATES, deepspeed="zero3-offload", num_workers=8)
+    assert (
+        offloads.host_bytes == estimated(LLAMA_7B, FULL, deepspeed="zero3-offload", num_workers=8).host_bytes
+    )
+    assert not during_evaluation(offloads).keys() & {"master weights", "optimizer states", "trained weights"}
+
+
+def test_without_a_gpu_what_was_freed_and_kept_is_there_in_an_evaluation_and_as_much_as_without():
+    small = model_of(QWEN3_06B)
+    plain, evaluated = (estimated(small, FULL | more, None) for more in ({}, EVALUATES))
+    assert sizes(evaluated)["freed and kept"] == sizes(plain)["freed and kept"]
+    assert during_evaluation(evaluated)["freed and kept"] == sizes(plain)["freed and kept"]
+    assert evaluated.device_bytes > plain.device_bytes
 
 
 def test_zero_3_divides_by_workers_and_plain_ddp_does_not():
@@ -379,7 +566,28 @@ def test_workers_that_were_measured_took_what_was_estimated():
     off = [error for error, *_ in errors]
     assert statistics.median(off) < 0.03, worst
     assert off[int(0.9 * len(off))] < 0.08, worst
-    assert off[-1] < 0.13, worst
+    assert off[-1] < 0.11, worst
+
+
+@pytest.mark.parametrize(
+    ("more", "deepspeed", "bytes_per_token"),
+    [
+        # Counted with saved_tensors_hooks: H 768, I 2304, Q 384, K 192; r 8. Under ZeRO-3 autograd kept
+        # 58,720 B a token and layer, with pure_bf16 51,040 B; 10 Q are reckoned for 8 of them.
+        ({}, "zero3", 58_720 + 2 * 384),
+        ({"pure_bf16": True, "bf16": False}, None, 51_040 + 2 * 384),
+    ],
+)
+def test_an_adapter_that_stays_in_32_bits_keeps_its_inputs_so(
+    more: dict[str, Any], deepspeed: str | None, bytes_per_token: int
+):
+    config = QWEN3_06B | {
+        "hidden_size": 768, "intermediate_size": 2304, "head_dim": 32, "num_hidden_layers": 6,
+        "num_attention_heads": 12, "num_key_value_heads": 6, "vocab_size": 4096,
+    }  # fmt: skip
+    recipe = LORA | {"disable_gradient_checkpointing": True, "cutoff_len": 512} | more
+    found = estimated(model_of(config), recipe, deepspeed=deepspeed)
+    assert sizes(found)["activations"] == pytest.approx(6 * 512 * bytes_per_token, rel=0.005)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.estimator.device import share_of
+from cluster.inventory import Card, Inventory, Node
 from runtime.core.config import load_spec
 from runtime.core.errors import ConfigError
 from runtime.estimate import Overview, Report, estimate, gpu_named, machine_with
@@ -294,6 +295,22 @@ def test_a_training_that_does_not_fit_is_refused_with_both_numbers_and_the_advic
     assert "needs 20.3 GiB and has 15.5 GiB (NVIDIA GeForce RTX 4080): it does not fit by 4.8 GiB" in said
     assert "llamafactory.finetuning_type: lora with llamafactory.quantization_bit: 4" in said
     assert "tandem plan" in said
+
+
+def test_on_a_product_outside_the_catalogue_memory_is_checked_and_no_speed_is_made_up(store: Store):
+    def with_cards(gib: int) -> Inventory:
+        cards = (Card(0, gib << 30, "NVIDIA H20", "GPU-0"),)
+        return Inventory.of([Node("node", 64, 900 << 30, cards, "H20")])
+
+    small, large = with_cards(16), with_cards(96)
+    with pytest.raises(ConfigError, match=r"needs 17\.5 GiB and has 14\.\d GiB \(0\.92 of NVIDIA H20\)"):
+        plan_serve(load_spec(ServeSpec, SERVE), store=store, inventory=small)
+    with pytest.raises(ConfigError, match=r"needs 20\.3 GiB and has 15\.5 GiB \(NVIDIA H20\)"):
+        plan_train(load_spec(TrainSpec, TRAIN), store=store, inventory=small)
+    assert plan_serve(load_spec(ServeSpec, SERVE), store=store, inventory=large).memory
+    report = estimate(TRAIN, store, inventory=large)
+    assert report.fits and report.device == "NVIDIA H20"
+    assert not report.figures.keys() & {"tokens_per_s", "training_s"}
 
 
 def test_whoever_knows_better_is_told_and_not_refused(store: Store):

@@ -94,7 +94,8 @@ def test_a_product_that_is_named_is_kept_to(store: Store):
     assert plan(store, "small", mixed, resources={"accelerator_type": "H100"}).accelerator_type == "H100"
     said = refusal(store, "large", mixed, resources={"accelerator_type": "L4"})
     assert "(0.92 of NVIDIA L4)" in said
-    assert "It fits with resources.accelerator_type: H100. Where" in said
+    assert "It fits with resources.accelerator_type: H100; or with " in said
+    assert "engine.quantization: mxfp4. Where" in said
     said = refusal(store, "small", mixed, resources={"accelerator_type": "H10"})
     assert (
         "resources.accelerator_type is 'H10', which the cluster does not have. Did you mean 'H100'?" in said
