@@ -77,7 +77,8 @@ class NodeGroup(ConfigModel):
     """GPUs of each node."""
 
     gpu_memory: ByteSize | None = Field(None, gt=0)
-    """Of each GPU. Default: what the catalogue says of ``accelerator_type``."""
+    """Of each GPU. Default: what the catalogue says of ``accelerator_type``, of the largest product where
+    several answer to it: so do living nodes count until NVML was read."""
 
     cpus: float = Field(gt=0)
     """CPUs of each node that its Ray pod gets."""
@@ -158,9 +159,15 @@ class NodeGroup(ConfigModel):
         return find(self.accelerator_type) if self.accelerator_type else None
 
     @property
+    def largest_product(self) -> Gpu | None:
+        """The same, with the most memory where several products answer to the word (Ray's ``A100``)."""
+        return find(self.accelerator_type, largest=True) if self.accelerator_type else None
+
+    @property
     def card_bytes(self) -> int | None:
         """Memory of each GPU."""
-        return self.gpu_memory or (self.product.memory_bytes if self.product else None)
+        product = self.largest_product
+        return self.gpu_memory or (product.memory_bytes if product else None)
 
     @property
     def ray_accelerator_type(self) -> str | None:
@@ -171,7 +178,7 @@ class NodeGroup(ConfigModel):
 
     def inventory_nodes(self) -> list[Node]:
         """Its nodes at most, as plain data."""
-        word, product = self.ray_accelerator_type, self.product
+        word, product = self.ray_accelerator_type, self.largest_product
         cards = tuple(Card(i, self.card_bytes, product.nvml if product else None) for i in range(self.gpus))
         width = len(str(max(0, self.max_nodes - 1)))
         names = [f"{self.name}-{number:0{width}}" for number in range(self.max_nodes)]

@@ -28,7 +28,7 @@ def nodes_to_come_env(groups: Iterable[NodeGroup]) -> dict[str, str]:
             "memory_bytes": group.inventory_nodes()[0].memory_bytes,
             "cards": group.gpus,
             "card_bytes": group.card_bytes,
-            "product": group.product.nvml if group.product else None,
+            "product": group.largest_product.nvml if group.largest_product else None,
             "accelerator_type": group.ray_accelerator_type,
         }
         for group in groups

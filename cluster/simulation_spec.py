@@ -55,7 +55,8 @@ class SimulatedNodes(ConfigModel):
     """The GPU product, in Ray's words (``A100``)."""
 
     gpu_memory: ByteSize | None = Field(None, gt=0, le=_MOST_BYTES)
-    """Of each GPU: ``80GiB``. Default: what the catalogue says of ``accelerator_type``."""
+    """Of each GPU: ``80GiB``. Default: what the catalogue says of ``accelerator_type``, of the largest
+    product where several answer to it."""
 
     @model_validator(mode="after")
     def _gpus_are_known(self) -> SimulatedNodes:
@@ -72,7 +73,7 @@ class SimulatedNodes(ConfigModel):
         """Of each GPU: as given, else as the catalogue has it."""
         if self.gpu_memory is not None:
             return self.gpu_memory
-        product = find(str(self.accelerator_type))
+        product = find(str(self.accelerator_type), largest=True)
         if product is None:
             raise ValueError(
                 f"accelerator_type is {self.accelerator_type!r}, which is not in the catalogue. Add "

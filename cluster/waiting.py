@@ -10,7 +10,7 @@ that it has waited for too long. Two rules keep any request from starving:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cluster.placement import Free, NoRoom, Placement, Request, place, place_to_come
@@ -60,6 +60,8 @@ class Held:
     """In the queue of those that wait on, from 1."""
 
     reason: str
+    kept: Placement | None = None
+    """The place that is kept for it: others behind it take only what is left beside that."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +150,11 @@ class _Round:
             self.reasons[shape] = self._why(one, found)
         reason = f"{self.reasons[shape]} {self._ahead()}".rstrip()
         self.held.append(one)
+        kept = None
         if shape not in self.to_come and self._is_overdue_head(one):
-            reason = f"{reason} {self._keep_a_place(one)}"
-        return Held(one, len(self.held), reason)
+            kept = self._keep_a_place(one)
+            reason = f"{reason} {_said_of(kept)}"
+        return Held(one, len(self.held), reason, kept)
 
     def _why(self, one: Waiting, found: NoRoom) -> str:
         """What is short, or for whom the room is kept that there is."""
@@ -159,8 +163,7 @@ class _Round:
                 "The nodes that are there cannot hold it: it waits for those that the cluster may still get."
             )
         if self.kept and isinstance(place(self.free, one.request), Placement):
-            names = ", ".join(repr(head.request.name) for head in self.kept)
-            return f"There is room, kept for {names}, waiting longer than {NOT_PASSED_AFTER_S:g} s."
+            return kept_for(head.request.name for head in self.kept)
         return found.reason
 
     def _ahead(self) -> str:
@@ -176,18 +179,29 @@ class _Round:
             return False
         return not any(_want_the_same(head.request, one.request) for head in self.kept)
 
-    def _keep_a_place(self, one: Waiting) -> str:
+    def _keep_a_place(self, one: Waiting) -> Placement | None:
         target = place_to_come(self.lasting, self.free, one.request)
-        if target is None:
-            return (
-                "No place is kept for it: it does not fit beside what does not end by itself. Stop an app or "
-                "lower its replicas."
-            )
-        self.kept.append(one)
-        self.left, self.lasting = self.left.kept_for(target), self.lasting.kept_for(target)
-        nodes = target.node_ids
-        more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
-        return f"A place is kept for it on {nodes[0]}{more}: it starts when the work there has ended."
+        if target is not None:
+            self.kept.append(one)
+            self.left, self.lasting = self.left.kept_for(target), self.lasting.kept_for(target)
+        return target
+
+
+def kept_for(names: Iterable[str]) -> str:
+    """Why there is room, and not for everybody."""
+    said = ", ".join(map(repr, names))
+    return f"There is room, kept for {said}, waiting longer than {NOT_PASSED_AFTER_S:g} s."
+
+
+def _said_of(kept: Placement | None) -> str:
+    if kept is None:
+        return (
+            "No place is kept for it: it does not fit beside what does not end by itself. Stop an app or "
+            "lower its replicas."
+        )
+    nodes = kept.node_ids
+    more = f" and {len(nodes) - 1} more" if len(nodes) > 1 else ""
+    return f"A place is kept for it on {nodes[0]}{more}: it starts when the work there has ended."
 
 
 def _want_the_same(one: Request, other: Request) -> bool:

@@ -142,7 +142,10 @@ def _line(card: Mapping[str, Any], colours: _Colours) -> Text:
         line.append("█" * (round(end) - drawn), style=colours[share["holder"]])
         drawn = max(drawn, round(end))
     line.append("·" * (_WIDTH - drawn))
-    holders = {share["holder"]: share["fraction"] for share in card["shares"]}
+    # Several replicas of one app may be on a card: it is named once, with all that it holds.
+    holders: dict[str, float] = {}
+    for share in card["shares"]:
+        holders[share["holder"]] = holders.get(share["holder"], 0.0) + share["fraction"]
     for holder, fraction in holders.items():
         line.append(f"  {fraction:g} {holder}", style=colours[holder])
     line.append(f"  {card['product'] or 'logical card'}")

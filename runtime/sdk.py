@@ -34,6 +34,7 @@ from runtime.run import Run
 from runtime.served import remove_model
 from runtime.show import table_html
 from serve_apps.plan import FRONT_APPLICATION, ServePlan, plan_serve
+from serve_apps.request import as_asked_for
 from serve_apps.request import request as serve_request
 from serve_apps.spec import ServeSpec
 from storage.address import is_address
@@ -101,7 +102,7 @@ class Tandem:
         self._check_environments()
         resolved, plan = self._plan_train(spec)
         if no_wait:
-            refuse_without_room(self.dashboard_url, train_request(plan, plan.min_workers))
+            self._refuse_without_room(plan)
         folder = self.store.new_run(resolved.name, resolved.to_json())
         self._submit(folder, submission_id=folder.run_id, no_wait=no_wait)
         return Run(folder)
@@ -137,7 +138,7 @@ class Tandem:
             go_on_with=num_workers,
         )
         if no_wait:
-            refuse_without_room(self.dashboard_url, train_request(plan, plan.min_workers))
+            self._refuse_without_room(plan)
         folder.begin_again()
         self._submit(
             folder,
@@ -146,6 +147,10 @@ class Tandem:
             no_wait=no_wait,
         )
         return Run(folder)
+
+    def _refuse_without_room(self, plan: TrainPlan) -> None:
+        wanted = train_request(plan, plan.min_workers)
+        refuse_without_room(self.dashboard_url, wanted, priority=plan.priority)
 
     def _submit(
         self, folder: RunFolder, *, submission_id: str, num_workers: int | None = None, no_wait: bool = False
@@ -210,7 +215,8 @@ class Tandem:
         replicas it waits in the queue.
 
         Args:
-            no_wait: Refuse instead.
+            no_wait: Refuse instead. Should somebody else take the room in the meantime, the app is
+                ``DEPLOY_FAILED`` and says so.
 
         Raises:
             ConfigError: the spec cannot work; names file, field, value and remedy. Nothing was deployed.
@@ -219,10 +225,12 @@ class Tandem:
         self._check_environments()
         plan = self.plan_serve(spec)
         if no_wait:
-            refuse_without_room(self.dashboard_url, serve_request(plan))
+            refuse_without_room(self.dashboard_url, serve_request(plan), priority=plan.spec.priority)
         http_port = int(self._local.http_url.rpartition(":")[2]) if self._local else None
         application = plan.application() | {"runtime_env": {"env_vars": self._code()}}
         front = FRONT_APPLICATION | {"runtime_env": application["runtime_env"]}
+        there = applications.applications(self.dashboard_url).get(plan.spec.name, {})
+        application = as_asked_for(application, no_wait, there)
         applications.deploy(self.dashboard_url, application, http_port=http_port, front=front)
         return App(self.dashboard_url, str(application["name"]))
 

@@ -42,6 +42,9 @@ class _Entry:
 @dataclass
 class _Granted:
     grant: Grant
+    sizes: list[Request]
+    """What was asked for."""
+
     choice: int
     until_s: float
     """When it is forgotten, unless renewed."""
@@ -107,6 +110,9 @@ class Core:
     ) -> dict[str, Any]:
         """Ask for a place, again and again until it is there: an entry that is not asked for is forgotten.
 
+        Who was granted one and asks for other sizes, a newer configuration of an app, gives it back and asks
+        anew.
+
         Args:
             sizes: What would do, the most wanted first; it waits for the last.
             since_s: When it asked first, on the clock of ``now_s``: it keeps its age when the ledger is lost.
@@ -120,10 +126,12 @@ class Core:
             "reason": ...}``.
         """
         name = sizes[-1].name
-        if name in self._granted:
-            granted = self._granted[name]
+        granted = self._granted.get(name)
+        if granted and granted.sizes == list(sizes):
             granted.until_s, granted.token = now_s + LEASE_S, token
             return self._answer(granted)
+        if granted:
+            self.leave(name)
         known = self._waiting.get(name)
         since_s = known.since_s if known else since_s
         self._waiting[name] = entry = _Entry(list(sizes), priority, since_s, now_s, token)
@@ -234,7 +242,16 @@ class Core:
             self._readings,
             sorted(waiting, key=lambda one: int(one["position"])),
             now_s,
-        ) | {"groups_to_come": list(self._groups)}
+        ) | {
+            "kept": [
+                asdict(share)
+                for name, held in self._held.items()
+                if held.kept
+                for share in held.kept.shares(name)
+            ],
+            "classes": list(self._classes),
+            "groups_to_come": list(self._groups),
+        }
 
     @staticmethod
     def _answer_held(held: Held) -> dict[str, Any]:
@@ -323,7 +340,7 @@ class Core:
                         choice, placement = number, found.placement
                         break
                 grant = Grant(name, sizes[-1].kind, placement)
-                self._granted[name] = _Granted(grant, choice, now_s + LEASE_S, entry.token)
+                self._granted[name] = _Granted(grant, sizes, choice, now_s + LEASE_S, entry.token)
                 if choice < len(sizes) - 1:
                     return True
         return False

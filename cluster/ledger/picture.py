@@ -28,7 +28,8 @@ def draw(
 
     Returns:
         ``at``; ``nodes``, each with ``cards`` and the ``shares`` that are on no card; ``waiting``; ``over``:
-        the holders that use more than they promised.
+        the holders that use more than they promised. The ledger adds ``kept``, the shares that are kept for
+        those that wait; ``classes``, of the queue, the highest first; and ``groups_to_come``.
     """
     by_node = {reading.node_id: reading for reading in readings}
     nodes = [_node(node, shares, by_node.get(node.node_id)) for node in inventory.nodes]

@@ -10,7 +10,9 @@ from cluster.inventory import Inventory, Share
 from cluster.ledger.picture import FILE, as_read, draw
 from cluster.nodes_to_come import joined
 from cluster.placement import Free, NoRoom, Request, place
+from cluster.priority import CLASSES
 from cluster.rest import call, head_node_id, inventory
+from cluster.waiting import Waiting, in_order, kept_for
 from runtime.core.errors import ClusterError
 
 _OLD_S = 60.0
@@ -46,20 +48,41 @@ def at_its_largest(dashboard_url: str) -> Inventory:
     return joined(as_read(inventory(dashboard_url), seen), seen.get("groups_to_come", []))
 
 
-def refuse_without_room(dashboard_url: str, request: Request) -> None:
-    """Refuse what would have to wait. An app that runs already gets its own room back first.
+def refuse_without_room(dashboard_url: str, request: Request, *, priority: str) -> None:
+    """Refuse what would have to wait, by what the ledger has shown last; the ledger itself has the last word.
+
+    An app that runs already gets its own room back first.
+
+    Args:
+        priority: Class in the queue: what is kept for those ahead of it is no room.
 
     Raises:
-        ClusterError: there is no room now; says what is missing.
+        ClusterError: there is no room now; says what is missing, or for whom it is kept.
     """
     seen = picture(dashboard_url)
     living = as_read(inventory(dashboard_url), seen)
-    found = place(Free.of(living, _taken(seen, request.name)), request)
-    if isinstance(found, NoRoom):
+    taken, kept = _taken(seen, request.name), _kept_ahead(seen, request, priority)
+    if isinstance(place(Free.of(living, [*taken, *kept]), request), NoRoom):
+        found = place(Free.of(living, taken), request)
+        names = dict.fromkeys(share.holder for share in kept)
+        reason = found.reason if isinstance(found, NoRoom) else kept_for(names)
         raise ClusterError(
-            f"there is no room for {request.name} now: {found.reason} Without --no-wait it waits for it; who "
+            f"there is no room for {request.name} now: {reason} Without --no-wait it waits for it; who "
             "holds what is shown by: tandem gpus."
         )
+
+
+def _kept_ahead(seen: dict[str, Any], request: Request, priority: str) -> list[Share]:
+    """What the ledger keeps for those that are ahead of one who asks now."""
+    asks = Waiting(request, priority, 0.0)
+    waiting = [
+        Waiting(Request(one["name"]), one["priority"], -one["waiting_s"])
+        for one in seen["waiting"]
+        if one["name"] != request.name
+    ]
+    order = in_order([*waiting, asks], 0.0, seen.get("classes", CLASSES))
+    ahead = {one.request.name for one in order[: order.index(asks)]}
+    return [share for one in seen.get("kept", []) if (share := Share(**one)).holder in ahead]
 
 
 def _taken(seen: dict[str, Any], but_for: str) -> list[Share]:

@@ -74,8 +74,8 @@ class Engine:
         model = open_store(spec["store"]).model(spec["model"]).fetch()
         keepers = keep_on_other_nodes(plan, model.path)
         if not keepers:
-            # vLLM takes TMPDIR otherwise, and leaves its sockets there when it is killed. Where workers are on
-            # several nodes it hands the variable to all, and the others have no such folder.
+            # vLLM takes TMPDIR otherwise, and leaves its sockets there when it is killed. Where workers are
+            # on several nodes it hands the variable to all, and the others have no such folder.
             os.environ.setdefault("VLLM_RPC_BASE_PATH", str(socket_dir))
         try:
             args = _parse(plan, model.path)

@@ -69,6 +69,10 @@ class Card:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def drawn_at(self) -> float:
+        """When the newest picture was drawn, in seconds since 1970; 0 where none can be had."""
+        return float(picture(self.cluster.dashboard_url)["at"] or 0)
+
     def kill_the_ledger(self) -> None:
         for process in descendants(self.cluster.pid):
             with suppress(psutil.Error):
@@ -120,10 +124,12 @@ def test_training_and_serving_share_a_card_and_a_second_training_waits_for_its_h
     second = card.train("second")
     why = wait_for(second.folder.waiting, "the second one waits", 120)
     assert why.startswith("number 1 in the queue: ")
-    assert re.search(rf"1 +│? *{second.run_id} +│? *training", card.says("status")), card.says("status")
-    seen = picture(card.cluster.dashboard_url)
+    # The run says it at once; the ledger's picture, which everybody is shown, is drawn once a second.
+    row = rf"1 +│? *{second.run_id} +│? *training"
+    wait_for(lambda: re.search(row, card.says("status")), "the status shows who waits", 30)
+    seen_at = wait_for(card.drawn_at, "a picture", 30)
     card.kill_the_ledger()
-    wait_for(lambda: picture(card.cluster.dashboard_url)["at"] > seen["at"] + 3, "a new ledger looks", 60)
+    wait_for(lambda: card.drawn_at() > seen_at + 3, "a new ledger looks", 60)
     assert card.shares().keys() == both
     wait_for(
         lambda: [one["name"] for one in picture(card.cluster.dashboard_url)["waiting"]] == [second.run_id],

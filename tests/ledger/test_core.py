@@ -261,6 +261,25 @@ def test_one_who_asks_under_a_name_that_somebody_else_has_taken_over_takes_nothi
     assert w.ask(wants("run"))["state"] == "granted"
 
 
+def test_a_newer_configuration_of_an_app_that_has_not_begun_asks_anew():
+    w = world(2)
+    assert w.ask(app("chat", 1, 0.5))["state"] == "granted"
+    w.core.starts("chat", w.now_s)
+    assert w.ask(wants("run"))["state"] == "granted"
+    refused = w.ask(app("chat", 5))
+    assert refused["state"] == "refused"
+    assert "2 of 5 replicas find a whole A100" in refused["reason"]
+    # Only the run holds anything now.
+    assert sorted(w.taken().values()) == [0, 10_000]
+    assert w.ask(app("chat", 2))["state"] == "held"
+    w.core.leave("run")
+    again = w.ask(app("chat", 2))
+    assert (again["state"], len(again["nodes"])) == ("granted", 2)
+    assert w.taken() == {("node-0", 0): 10_000, ("node-0", 1): 10_000}
+    # The same configuration keeps what it was granted.
+    assert w.ask(app("chat", 2)) == again
+
+
 def test_a_run_without_cards_that_began_on_another_node_than_was_granted_counts_once():
     w = world(0, 0)
     run = Request("cpu-run", kind="train", cpus_per_worker=10)
@@ -425,15 +444,16 @@ def test_logical_cards_are_shared_out_alike():
 def test_asking_again_costs_next_to_nothing_while_nothing_has_changed():
     w = world(*[8] * 50)
     requests = [wants(f"run-{number}", 8) for number in range(300)]
-    began = time.perf_counter()
+    # Time of this thread alone: what it costs, however busy the machine is.
+    began = time.thread_time()
     for one in requests:
         w.ask(one)
-    asking_s = time.perf_counter() - began
+    asking_s = time.thread_time() - began
     assert len(w.waiting()) == 250
-    began = time.perf_counter()
+    began = time.thread_time()
     for one in requests:
         w.ask(one)
-    assert time.perf_counter() - began < asking_s / 10
+    assert time.thread_time() - began < asking_s / 10
 
 
 ASKS = st.lists(

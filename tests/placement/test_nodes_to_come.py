@@ -8,6 +8,7 @@ import pytest
 
 from cluster.inventory import Card, Inventory, Node
 from cluster.node_groups import NodeGroup
+from cluster.nodes import node_of
 from cluster.nodes_to_come import at_its_largest, joined, nodes_to_come_env
 from cluster.placement import Free, Request
 from cluster.waiting import NOT_PASSED_AFTER_S, Admitted, Held, Refused, Waiting, admit
@@ -52,6 +53,18 @@ def test_a_cluster_scaled_to_zero_counts_at_its_largest(growing: None):
 def test_nodes_that_are_there_already_are_not_counted_twice(growing: None):
     largest = at_its_largest(Inventory.of([CPUS, l4("a"), l4("b")]))
     assert (largest.cards, len(largest.nodes)) == (6, 4)
+
+
+def test_where_several_products_answer_to_the_word_the_largest_counts_as_with_living_nodes():
+    a100 = group(accelerator_type="A100")
+    there = node_of("there", {"CPU": 16, "GPU": 2, "memory": 44 * GIB, "accelerator_type:A100": 1})
+    to_come = joined(Inventory(), _told(a100)).nodes
+    for node in (there, *to_come, *a100.inventory_nodes()):
+        assert {(card.product, card.memory_bytes) for card in node.cards} == {
+            ("NVIDIA A100-SXM4-80GB", 80 * GIB)
+        }
+    told = group(accelerator_type="A100", gpu_memory="40GiB")
+    assert {card.memory_bytes for node in told.inventory_nodes() for card in node.cards} == {40 * GIB}
 
 
 def test_groups_that_are_alike_fill_up_together():

@@ -123,6 +123,8 @@ def test_the_memory_of_a_card_comes_from_the_file_else_from_the_catalogue():
 
     assert card_gib(gpu_memory="40GiB") == 40
     assert 21 < card_gib(accelerator_type="L4", gpu_memory=None) <= 24
+    # Several products answer to the word: as with living nodes, the largest counts.
+    assert card_gib(accelerator_type="A100", gpu_memory=None) == 80
     with pytest.raises(ConfigError, match="'X9', which is not in the catalogue. Add gpu_memory"):
         card_gib(accelerator_type="X9", gpu_memory=None)
 

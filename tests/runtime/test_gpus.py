@@ -53,6 +53,12 @@ def test_a_card_is_drawn_as_a_bar_of_those_who_hold_it():
     assert "15.0 GiB of " in text
 
 
+def test_several_replicas_of_one_app_on_a_card_are_named_once_with_all_that_they_hold():
+    shares = [Share(name, "node-0", 0, 0.25) for name in ("chat", "chat", "other")]
+    text = printed(look(nodes({"CPU": 4, "GPU": 1}, product="L4"), shares))
+    assert f"{'█' * 18}{'·' * 6}  0.5 chat  0.25 other  NVIDIA" in text
+
+
 def test_promised_and_used_are_beside_each_other_and_who_is_over_is_named():
     text = printed(two_on_a_card())
     (row,) = [line for line in text.splitlines() if "abc" in line]

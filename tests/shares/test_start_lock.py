@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import subprocess
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.shares.start_lock import alone_on
+from cluster.shares.start_lock import VARIABLE, alone_on
+from runtime.core.errors import ClusterError
 from tests.conftest import wait_for
 from tests.shares.processes import line, running
 
@@ -44,13 +47,14 @@ FORKS = STARTS.replace(
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Locks of this test's own: they would hold for every cluster of this machine."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "locks"))
 
 
 @contextmanager
-def engine(*cards: str, node: str = "node", program: str = STARTS) -> Iterator[subprocess.Popen[str]]:
-    with running(program, node, *cards) as process:
+def engine(
+    *cards: str, node: str = "node", program: str = STARTS, **env: str
+) -> Iterator[subprocess.Popen[str]]:
+    with running(program, node, *cards, **env) as process:
         assert line(process) == "asks"
         yield process
 
@@ -143,3 +147,82 @@ print("done", flush=True)
 def test_the_same_card_twice_is_one_card():
     with alone_on(["0", "0"], node_id="node"):
         pass
+
+
+def test_a_card_is_one_card_for_jobs_with_a_tmpdir_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv(VARIABLE)
+    card = f"GPU-{uuid.uuid4()}"
+    one, other = (tmp_path / name for name in ("one", "other"))
+    for folder in (one, other):
+        folder.mkdir()
+    try:
+        with engine(card, TMPDIR=str(one)) as first:
+            assert line(first) == "starts"
+            with engine(card, TMPDIR=str(other)) as second:
+                wait_until_it_waits(second)
+                go_on(first)
+                assert line(second) == "starts"
+    finally:
+        Path("/tmp/tandem-cards", f"{card}.lock").unlink()
+
+
+AS_NOBODY = STARTS.replace('print("asks"', 'os.setgid(65534); os.setuid(65534); print("asks"')
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize(
+    ("one", "other"), [(STARTS, AS_NOBODY), (AS_NOBODY, STARTS)], ids=["root first", "nobody first"]
+)
+def test_a_card_is_one_card_for_two_users_whatever_their_umask(one: str, other: str):
+    # In /tmp itself: the folders of the tests are closed to others.
+    folder = Path(f"/tmp/tandem-cards-{uuid.uuid4().hex}")
+    private = "os.umask(0o077); from cluster"
+    one, other = (text.replace("from cluster", private, 1) for text in (one, other))
+    try:
+        with engine("GPU-1", program=one, **{VARIABLE: str(folder)}) as first:
+            assert line(first) == "starts"
+            with engine("GPU-1", program=other, **{VARIABLE: str(folder)}) as second:
+                wait_until_it_waits(second)
+                go_on(first)
+                assert line(second) == "starts"
+            # Each may add locks of other cards, and take nobody's away.
+            for program in (one, other):
+                with engine("GPU-2", program=program, **{VARIABLE: str(folder)}) as third:
+                    assert line(third) == "starts"
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o1777
+        assert {file.name for file in folder.iterdir()} == {"GPU-1.lock", "GPU-2.lock"}
+    finally:
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+
+
+def test_a_link_that_somebody_laid_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / "locks").mkdir()
+    (tmp_path / "locks" / "GPU-1.lock").symlink_to(precious)
+    said = rf"GPU-1\.lock: .* name another folder with {VARIABLE}"
+    with pytest.raises(ClusterError, match=said), alone_on(["GPU-1"], node_id="node"):
+        pass
+    (tmp_path / "way").symlink_to(tmp_path / "locks")
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "way"))
+    said = "the lock of a card cannot be taken"
+    with pytest.raises(ClusterError, match=said), alone_on(["GPU-2"], node_id="node"):
+        pass
+    assert precious.read_text() == "mine"
+    assert not (tmp_path / "locks" / "GPU-2.lock").exists()
+
+
+def test_a_lock_file_that_was_tidied_away_while_one_waited_for_it_is_made_again(tmp_path: Path):
+    with engine("0") as first:
+        assert line(first) == "starts"
+        with engine("0") as second:
+            wait_until_it_waits(second)
+            (tmp_path / "locks" / "node-0.lock").unlink()
+            go_on(first)
+            assert line(second) == "starts"
+            with engine("0") as third:
+                wait_until_it_waits(third)
