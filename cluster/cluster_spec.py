@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import Literal
 
@@ -11,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from cluster.cluster_store import ClusterStore, SecretKey
 from cluster.host_and_port import redis_host_and_port
 from cluster.inventory import Inventory
+from cluster.name_rules import is_image
 from cluster.node_groups import HeadGroup, NodeGroup, checked_name
 from cluster.priority import CLASSES, Priority, check_order
 from cluster.spec_words import (
@@ -18,6 +18,7 @@ from cluster.spec_words import (
     AddressRange,
     Annotations,
     Host,
+    LabelKey,
     LabelValue,
     NamespaceName,
     ObjectName,
@@ -25,7 +26,6 @@ from cluster.spec_words import (
 )
 from runtime.core.config import ConfigModel
 
-_IMAGE = re.compile(r"[a-z0-9][a-z0-9._/:-]*(@sha256:[0-9a-f]{64})?", re.IGNORECASE)
 RAY_VERSION = "2.60.0"
 """The one that cluster/pins name; a test keeps it."""
 
@@ -49,6 +49,10 @@ class Endpoint(ConfigModel):
     source_ranges: tuple[AddressRange, ...] = ()
     """Addresses that the load balancer lets in: ``10.0.0.0/8``. Default: all."""
 
+    load_balancer_class: LabelKey | None = None
+    """Whose load balancer it is, where the cloud has several: ``service.k8s.aws/nlb``,
+    ``networking.gke.io/l4-regional-external``. Kubernetes lets nobody change it later."""
+
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Endpoint:
         named = self.kind in ("Ingress", "Gateway")
@@ -63,6 +67,11 @@ class Endpoint(ConfigModel):
             raise ValueError("kind is 'Gateway' without class_name. Name a GatewayClass of the cluster.")
         if self.source_ranges and self.kind != "LoadBalancer":
             raise ValueError(f"source_ranges are for a LoadBalancer, but kind is {self.kind!r}.")
+        if self.load_balancer_class and self.kind != "LoadBalancer":
+            raise ValueError(
+                f"load_balancer_class is {self.load_balancer_class!r}, but kind is {self.kind!r}. Set kind: "
+                "LoadBalancer, or leave it out."
+            )
         return self
 
 
@@ -91,7 +100,7 @@ class Monitoring(ConfigModel):
     """Where Prometheus and Grafana run."""
 
     dcgm: bool = True
-    """A ServiceMonitor for NVIDIA's DCGM exporter."""
+    """A ServiceMonitor for NVIDIA's DCGM exporter, as the GPU operator installs it."""
 
     dcgm_namespace: NamespaceName = "gpu-operator"
     dashboards: bool = True
@@ -161,7 +170,8 @@ class Serving(ConfigModel):
 
     upgrade: Literal["new_cluster", "incremental", "none"] = "new_cluster"
     """What a change of the pods does: a second cluster beside the first (double the GPUs while it
-    lasts), step by step behind a Gateway, or nothing until somebody deletes the RayService."""
+    lasts), step by step behind KubeRay's own Gateway, which is the endpoint then, or nothing until somebody
+    deletes the RayService."""
 
     gateway_class_name: ObjectName | None = None
     """For ``incremental``: the GatewayClass that splits the traffic."""
@@ -201,6 +211,10 @@ class ClusterSpec(ConfigModel):
     provider: Literal["gke", "other"] = "other"
     """GKE has its own labels for spot nodes and Workload Identity."""
 
+    api_server_port: int = Field(6443, ge=1, le=65_535)
+    """Where Ray's autoscaler reaches the API server, besides 443: the port at which that listens itself, as
+    ``kubectl get endpointslice kubernetes -n default`` prints it. MicroK8s: 16443, minikube: 8443."""
+
     head: HeadGroup = HeadGroup()
     node_groups: tuple[NodeGroup, ...] = Field(min_length=1)
     store: ClusterStore
@@ -228,7 +242,7 @@ class ClusterSpec(ConfigModel):
     @field_validator("image")
     @classmethod
     def _image(cls, image: str | None) -> str | None:
-        if image is not None and not _IMAGE.fullmatch(image):
+        if image is not None and not is_image(image):
             raise ValueError(f"is {image!r}, which is no image. Write registry/name:tag.")
         return image
 
@@ -265,6 +279,13 @@ class ClusterSpec(ConfigModel):
                 f"store.host_path is {self.store.host_path!r}, a folder of one node, but the "
                 f"groups may have {nodes} nodes. Use store.nfs, gs:// or s3://."
             )
+        if self.serving.upgrade == "incremental" and self.endpoint != Endpoint():
+            given = ", ".join(sorted(self.endpoint.model_fields_set))
+            raise ValueError(
+                "serving.upgrade is 'incremental', where KubeRay's own Gateway sends each of two clusters "
+                f"its share and is the only endpoint, but endpoint has {given}. Leave endpoint out and put "
+                "what else there should be before that Gateway, or set serving.upgrade: new_cluster."
+            )
         if self.store.service_account and self.provider != "gke":
             raise ValueError(
                 "store.service_account is Workload Identity, which GKE has, but provider is 'other'. Set "
@@ -276,6 +297,15 @@ class ClusterSpec(ConfigModel):
                 "training.cluster is 'shared', but queueing.kind is 'volcano', with which KubeRay begins no "
                 "job in a cluster that is there already. Set training.cluster: own or serving, or "
                 "another kind."
+            )
+        if self.queueing.kind == "kueue" and self.training.cluster == "serving":
+            # Kueue queues what brings pods. The apps' cluster is in no queue of its, and a job there has none
+            # but a submitter.
+            raise ValueError(
+                "training.cluster is 'serving', but queueing.kind is 'kueue': nothing would go through "
+                f"queueing.queue {self.queueing.queue!r}, for jobs run in the apps' cluster, which waits for "
+                "no queue. Set training.cluster: own or shared, or leave queueing out: in the apps' cluster "
+                "runs wait for each other by priority."
             )
         return self
 

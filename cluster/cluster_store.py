@@ -10,10 +10,16 @@ from pydantic import ByteSize, Field, ValidationError, model_validator
 from cluster.host_and_port import HTTP_PORTS, host_and_port
 from cluster.spec_words import INT32, Annotations, DataKey, ObjectName
 from runtime.core.config import ConfigModel
+from runtime.core.errors import ConfigError
+from storage.address import parse
 from storage.workspace import Workspace
 
 MOUNT = "/mnt/tandem"
 """Where a volume with the store is mounted in every pod."""
+
+
+_BUCKETS = ("gs", "s3")
+"""Schemes of a store that all pods share. ``memory`` is one process's, ``hf`` is only read."""
 
 
 class SecretKey(ConfigModel):
@@ -95,6 +101,11 @@ class ClusterStore(ConfigModel):
                 f"volume without file://: {MOUNT}/store."
             )
         remote = self.uri is not None and "://" in self.uri
+        if self.uri and remote:
+            try:
+                check_bucket(self.uri, field="uri")
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         if self.nfs and self.host_path:
             raise ValueError("has nfs and host_path. A folder lies on one of them.")
         if not remote and not self.nfs and not self.host_path:
@@ -131,9 +142,29 @@ class ClusterStore(ConfigModel):
         return self.uri or f"{MOUNT}/store"
 
     @property
+    def is_bucket(self) -> bool:
+        """Whether the store is reached from anywhere under the same address, given credentials."""
+        return "://" in self.root
+
+    @property
     def has_volume(self) -> bool:
         """Whether pods mount a volume at ``MOUNT``."""
         return bool(self.nfs or self.host_path)
+
+
+def check_bucket(uri: str, *, field: str) -> None:
+    """Whether pods on all nodes can have their store there.
+
+    Raises:
+        ConfigError: it is no address of a bucket at Google's or behind S3's protocol, or holds a password.
+    """
+    found = parse(uri, field=field)
+    if found.scheme not in _BUCKETS:
+        raise ConfigError(
+            f"{field} is {uri!r}, where pods can have no store. Write gs://BUCKET/FOLDER or "
+            "s3://BUCKET/FOLDER (others that speak S3's protocol, too: options, endpoint_url), or take a "
+            "volume."
+        )
 
 
 def _is_below(path: str, folder: str) -> bool:

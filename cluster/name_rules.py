@@ -1,4 +1,4 @@
-"""What Kubernetes takes as a name, a label, a host or a range of addresses: cluster specs and lints ask here.
+"""What Kubernetes takes as a name, a label, a host, an image or addresses: cluster specs and lints ask here.
 
 Source: https://kubernetes.io/docs/concepts/overview/working-with-objects/names/ and
 https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/
@@ -15,6 +15,13 @@ _SUBDOMAIN = re.compile(rf"{_DNS_LABEL.pattern}(\.{_DNS_LABEL.pattern})*")
 _LABEL = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _DATA_KEY = re.compile(r"[-._a-zA-Z0-9]+")
 _RANGE = re.compile(r"[0-9a-fA-F.:]+/[0-9]+")
+
+_DOMAIN_PART = "[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_REGISTRY = re.compile(rf"(?:{_DOMAIN_PART}(?:\.{_DOMAIN_PART})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?")
+_REPOSITORY_PART = "[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+_REPOSITORY = re.compile(rf"{_REPOSITORY_PART}(?:/{_REPOSITORY_PART})*")
+_IMAGE_ENDING = re.compile(r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?:@sha256:[0-9a-f]{64})?\Z")
+_IMAGE_NAME_CHARS = 255
 
 LABEL_CHARS = 63
 """Of a part of a DNS name, of a label's value, and of its key behind the slash."""
@@ -81,6 +88,23 @@ def is_range(text: str) -> bool:
         return False
     # Python also takes an address alone, and a mask behind the slash.
     return bool(_RANGE.fullmatch(text))
+
+
+def is_image(text: str) -> bool:
+    """Whether it names an image: ``[REGISTRY[:PORT]/]NAME[/NAME...][:TAG][@sha256:DIGEST]``.
+
+    What stands before the first slash is a registry where it has a dot, a port or a capital, or is
+    ``localhost``: repositories have small letters only.
+
+    Source: https://github.com/distribution/reference, reference.go and normalize.go
+    """
+    name = _IMAGE_ENDING.sub("", text, count=1)
+    first, slash, rest = name.partition("/")
+    if slash and (set(".:[") & set(first) or first == "localhost" or first != first.lower()):
+        return bool(_REGISTRY.fullmatch(first)) and _fits(
+            _REPOSITORY, rest, _IMAGE_NAME_CHARS - len(first) - 1
+        )
+    return _fits(_REPOSITORY, name, _IMAGE_NAME_CHARS)
 
 
 def _fits(pattern: re.Pattern[str], text: str, most: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +45,16 @@ def cluster() -> None:
 @cluster.command()
 @_cluster_argument
 @_specs_argument
-@click.option("--prune", is_flag=True, help="Delete objects of this cluster that are no longer rendered.")
+@click.option(
+    "--prune",
+    is_flag=True,
+    help="Delete objects of this cluster that are no longer rendered, but no app or job that runs.",
+)
+@click.option(
+    "--prune-running",
+    is_flag=True,
+    help="As --prune, and end the apps and jobs that run and whose specs are not given, too.",
+)
 @click.option("--force-conflicts", is_flag=True, help="Take over fields that others have set.")
 @click.option("--no-preflight", is_flag=True, help="Apply whatever the cluster lacks.")
 @click.option("--no-wait", is_flag=True, help="Return once everything is applied, before it is ready.")
@@ -55,6 +65,7 @@ def apply(
     cluster: Path,
     specs: tuple[Path, ...],
     prune: bool,
+    prune_running: bool,
     force_conflicts: bool,
     no_preflight: bool,
     no_wait: bool,
@@ -67,6 +78,8 @@ def apply(
     The cluster is looked at first, as `tandem cluster preflight` does, and every object is asked for in a dry
     run: if one is refused, nothing changes. Fields that others have set stay theirs and are named;
     --force-conflicts takes them over.
+
+    Apps and jobs that run already and whose specs are not given go on, and are named.
     """
     from rich.console import Console
 
@@ -77,7 +90,15 @@ def apply(
     kubernetes, console = _connected(context), Console()
     if not no_preflight:
         _refuse_what_cannot_work(kubernetes, spec)
-    done = bring(kubernetes, spec, manifests, force=force_conflicts, prune=prune, tell=click.echo)
+    done = bring(
+        kubernetes,
+        spec,
+        manifests,
+        force=force_conflicts,
+        prune=prune,
+        prune_running=prune_running,
+        tell=click.echo,
+    )
     print_applied(done, console)
     if not no_wait:
         _wait(kubernetes, spec, manifests, timeout_s=timeout, console=console)
@@ -206,23 +227,53 @@ def connect(cluster: Path, dashboard_port: int, http_port: int, context: str | N
     spec, kubernetes = _spec(cluster), _connected(context)
     dashboard, endpoint = ports(kubernetes, spec, dashboard_port=dashboard_port, http_port=http_port)
     with dashboard, endpoint:
-        _print_addresses(kubernetes, spec, dashboard.port, endpoint.port)
+        _print_addresses(kubernetes, spec, cluster, dashboard.port, endpoint.port)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
             click.echo("\nNo longer connected. The cluster goes on.", err=True)
 
 
-def _print_addresses(kubernetes: Kubernetes, spec: ClusterSpec, dashboard: int, endpoint: int) -> None:
+def _print_addresses(
+    kubernetes: Kubernetes, spec: ClusterSpec, file: Path, dashboard: int, endpoint: int
+) -> None:
     from cluster.kubernetes.token import write_token
 
-    url = f"http://127.0.0.1:{dashboard}"
+    url, store = f"http://127.0.0.1:{dashboard}", spec.store.root
     click.echo(f"Dashboard  {url}\nEndpoint   http://127.0.0.1:{endpoint}/v1")
+    exports = []
     if spec.auth.mode == "token":
-        click.echo("\nIn another terminal, so that tandem, ray and the SDK show the cluster's token:")
-        click.echo(f"  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={write_token(kubernetes, spec)}")
-    click.echo(f'\n  tandem status --address {url}\n  Tandem("{url}")')
-    click.echo("\nCtrl-C ends the connection.")
+        path = shlex.quote(str(write_token(kubernetes, spec)))
+        exports.append(("its token", f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={path}"))
+    if spec.store.is_bucket:
+        exports.append(("its store", f"TANDEM_STORE={shlex.quote(store)}"))
+    if exports:
+        what = " and ".join(name for name, _ in exports)
+        click.echo(f"\nIn another terminal, so that tandem, ray and the SDK use the cluster with {what}:")
+        for _, variables in exports:
+            click.echo(f"  export {variables}")
+    argument = f", store={json.dumps(store)}" if spec.store.is_bucket else ""
+    click.echo(f'\n  tandem status --address {url}\n  Tandem("{url}"{argument})')
+    click.echo(f"\n{_about_the_store(spec, file)}\n\nCtrl-C ends the connection.")
+
+
+def _about_the_store(spec: ClusterSpec, file: Path) -> str:
+    """From where `tandem train` and `tandem serve` can use the store that the cluster's pods use."""
+    from cluster.cluster_store import MOUNT
+
+    root = spec.store.root
+    if not spec.store.is_bucket:
+        return (
+            f"The store, {root}, is on a volume of the pods. Specs go there with\n"
+            f"  tandem cluster apply {shlex.quote(str(file))} SPEC.yaml\n"
+            f"or with tandem train and tandem serve where the volume is mounted at {MOUNT}, too: "
+            f"--store {root}"
+        )
+    reach = (
+        f"tandem train and tandem serve write their specs to {root}: this machine needs credentials for it"
+    )
+    options = ", and the cluster file's store.options as `storage` of its workspace config"
+    return f"{reach}{options if spec.store.options else ''}."
 
 
 def _spec(path: Path) -> ClusterSpec:

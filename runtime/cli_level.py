@@ -37,7 +37,7 @@ def level(number: str, out: Path, image: str | None, **options: Any) -> None:
     \b
     0   one GPU, shared by fractions between training and serving
     1   one node: some GPUs train, the others serve one model with tensor parallelism
-    2   several nodes: training on one, replicas spread over the others, load balancer, autoscaling
+    2   several nodes: a group that trains, a group of replicas spread over nodes, load balancer, autoscaling
     """
     from runtime.levels import LEVELS, Layout, files, write
 
@@ -48,5 +48,11 @@ def level(number: str, out: Path, image: str | None, **options: Any) -> None:
     if image is None:
         click.echo(
             "Note: `image` in cluster.yaml is a placeholder; docs/kubernetes.md says how to build one.",
+            err=True,
+        )
+    if "://" in (options["store"] or ""):
+        click.echo(
+            "Note: `store` in cluster.yaml names no credentials for the bucket. Take one of the lines below "
+            "its uri, unless the nodes' own identity may read and write it.",
             err=True,
         )

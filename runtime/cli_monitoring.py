@@ -34,13 +34,23 @@ def monitoring() -> None:
 )
 @click.option("--haproxy", multiple=True, metavar="HOST:PORT", help="HAProxy's own metrics. May be repeated.")
 @click.option(
+    "--haproxy-port",
+    type=click.IntRange(1, 65535),
+    help="Port of HAProxy's own metrics on every node that Ray lists: 9101 on a plain cluster.",
+)
+@click.option(
     "--token-file",
     help="File with Ray's token, where the dashboard asks for one; Prometheus' account must be able to read "
     "it. Default: that of the plain cluster that runs here.",
 )
 @_out_option
 def config(
-    discovery: str | None, cluster: str, haproxy: tuple[str, ...], token_file: str | None, out: Path | None
+    discovery: str | None,
+    cluster: str,
+    haproxy: tuple[str, ...],
+    haproxy_port: int | None,
+    token_file: str | None,
+    out: Path | None,
 ) -> None:
     """prometheus.yml, which reads the alert rules from rules.yml beside it."""
     from cluster.monitoring.prometheus import prometheus_config, to_text
@@ -54,6 +64,7 @@ def config(
         cluster=cluster,
         rule_files=["rules.yml"],
         haproxy=haproxy,
+        haproxy_port=haproxy_port,
         token_file=token_file,
     )
     _give({"prometheus.yml": to_text(made)}, out)

@@ -29,14 +29,22 @@ def render(
 ) -> None:
     """Print the Kubernetes objects of a cluster, with the serve apps and training jobs in SPEC.
 
-    Nothing is applied. Secrets are only referred to. `tandem check` validates what comes out.
+    Nothing is applied. Secrets are only referred to, Ray's token among them, which `tandem cluster apply`
+    makes where it is missing. `tandem check` validates what comes out.
     """
+    from cluster.kubernetes.token import token_command
     from cluster.kubernetes.writing import text_of, write_folder
     from runtime.rendering import rendered
 
     done = rendered(cluster, specs, offline=offline)
     for note in done.notes:
         click.echo(f"Note: {note}", err=True)
+    if done.spec.auth.mode == "token":
+        click.echo(
+            "Note: whatever applies these manifests, `tandem cluster apply` excepted, needs the Secret with "
+            f"Ray's token, which they only name: {token_command(done.spec)}",
+            err=True,
+        )
     if out is None:
         click.echo(text_of(done.manifests, form), nl=False)
         return

@@ -62,6 +62,8 @@ def print_applied(applied: Applied, console: Console) -> None:
         _say(console, f"Note: {note}.")
     if applied.pruned:
         _say(console, f"Deleted: {', '.join(applied.pruned)}.")
+    if applied.running:
+        _say(console, f"Left running, for their specs were not given: {', '.join(applied.running)}.")
     if applied.left:
         _say(console, f"No longer rendered: {', '.join(applied.left)}. Delete them with --prune.")
 

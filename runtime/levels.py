@@ -11,7 +11,8 @@ from typing import Literal
 import yaml
 
 from cluster.cluster_spec import ClusterSpec
-from cluster.gpus import catalogue, find
+from cluster.cluster_store import check_bucket
+from cluster.gpus import Gpu, catalogue, find
 from runtime.core.config import parse_spec
 from runtime.core.errors import ConfigError
 from runtime.core.lookup import did_you_mean
@@ -120,13 +121,6 @@ def _cluster(layout: Layout) -> str:
         1: f"Level 1: one node, {layout.gpus} GPUs: some train, the others serve one model together.",
         2: f"Level 2: {layout.nodes} nodes of {layout.gpus} GPUs: training on one, replicas on the others.",
     }
-    gpus = layout.gpus if layout.level else 1
-    count = (
-        f"    min: {layout.nodes}\n    max: {2 * layout.nodes}            # Ray's autoscaler asks for "
-        "more when work waits\n"
-        if layout.level == 2
-        else "    count: 1\n"
-    )
     endpoint = "endpoint:\n  kind: LoadBalancer\n" if layout.level == 2 else ""
     return (
         f"# {heads[layout.level]}\n#\n"
@@ -135,19 +129,36 @@ def _cluster(layout: Layout) -> str:
         f"name: {_quoted(layout.name)}\n"
         f"image: {_quoted(layout.image)}\n"
         "head: {cpus: 1, memory: 4GiB}\n"
-        "node_groups:\n"
-        "  - name: gpu\n"
-        f"    accelerator_type: {gpu.kubernetes}\n"
-        f"    gpus: {gpus}\n"
-        f"    cpus: {layout.cpus - _BESIDE_CPUS}                      # what is left beside the head and "
-        "Kubernetes\n"
-        f"    memory: {layout.memory_gib - _BESIDE_GIB}GiB\n"
-        f"{count}"
+        f"{_groups(layout, gpu)}"
         f"{_store(layout)}"
         "training:\n"
         "  cluster: serving               # in the Ray cluster that serves: one ledger over all GPUs\n"
         f"{_upgrade(layout)}"
         f"{endpoint}"
+    )
+
+
+def _groups(layout: Layout, gpu: Gpu) -> str:
+    """At level 2 one group trains and one serves: each has its size, and its nodes where they have labels."""
+    nodes = (
+        f"    gpus: {layout.gpus if layout.level else 1}\n"
+        f"    cpus: {layout.cpus - _BESIDE_CPUS}                      # what is left beside the head and "
+        "Kubernetes\n"
+        f"    memory: {layout.memory_gib - _BESIDE_GIB}GiB\n"
+    )
+    product = f"    accelerator_type: {gpu.kubernetes}\n"
+    if layout.level < 2:
+        return f"node_groups:\n  - name: gpu\n{product}{nodes}    count: 1\n"
+    return (
+        "# One Ray cluster has both, so that neither lies idle: what waits takes whatever node has room.\n"
+        "node_groups:\n"
+        f"  - name: training\n{product}{nodes}"
+        "    count: 1                     # as many as scaling.num_workers of train.yaml fill\n"
+        f"  - name: replicas\n{product}{nodes}"
+        f"    min: {layout.nodes - 1}\n"
+        f"    max: {2 * layout.nodes - 1}                       # Ray's autoscaler asks for more when work "
+        "waits\n"
+        "    # node_labels: {pool: serving}    # in either group, where its nodes have a label of their own\n"
     )
 
 
@@ -173,7 +184,8 @@ def _store(layout: Layout) -> str:
             "  host_path: /var/lib/tandem\n"
         )
     if "://" in layout.store:
-        return f"store:\n  uri: {_quoted(layout.store)}\n"
+        check_bucket(layout.store, field="--store")
+        return f"store:\n  uri: {_quoted(layout.store)}\n{_credentials(layout)}"
     server, _, path = layout.store.partition(":")
     if not path.startswith("/"):
         raise ConfigError(
@@ -181,6 +193,24 @@ def _store(layout: Layout) -> str:
             "server:/path."
         )
     return f"store:\n  nfs: {{server: {_quoted(server)}, path: {_quoted(path)}}}\n"
+
+
+def _credentials(layout: Layout) -> str:
+    """Lines to choose from, for a bucket lets nobody in who shows nothing."""
+    secret = f"kubectl -n {layout.name} create secret generic"
+    if str(layout.store).lower().startswith("s3:"):
+        ways = (
+            f"access_key: s3    # {secret} s3 --from-env-file=s3.env, with AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY",
+            "service_account_annotations: {eks.amazonaws.com/role-arn: arn:aws:iam::123456789012:role/lab}",
+        )
+    else:
+        ways = (
+            f"key_file: {{secret: google, key: sa.json}}    # {secret} google --from-file=sa.json",
+            "service_account: tandem@PROJECT.iam.gserviceaccount.com    # on GKE, with provider: gke above",
+        )
+    lines = "".join(f"  # {way}\n" for way in ways)
+    return f"  # What pods show the bucket; without one of these they need what their nodes have:\n{lines}"
 
 
 def _train(layout: Layout) -> str:

@@ -10,7 +10,7 @@ from cluster.kubernetes.beside import MADE_BY_US, fitted, is_there
 from cluster.kubernetes.client import Kubernetes
 from cluster.kubernetes.elsewhere import explained
 from cluster.kubernetes.keeping_data import keep_data
-from cluster.kubernetes.owned import Owned, key, live, owned, title, without_the_servers
+from cluster.kubernetes.owned import key, live, title, without_the_servers
 from cluster.kubernetes.readiness import state_of
 from cluster.kubernetes.refusals import Conflicted, Forbidden, no_such_kind
 from cluster.kubernetes.scaling import (
@@ -21,6 +21,7 @@ from cluster.kubernetes.scaling import (
     worker_groups,
 )
 from cluster.kubernetes.token import ensure_token
+from cluster.kubernetes.unrendered import no_longer_rendered
 from cluster.kubernetes.workloads import Manifest
 from runtime.core.errors import ClusterError
 
@@ -35,6 +36,8 @@ class Applied:
     pruned: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     """Objects of this cluster that are no longer rendered."""
+    running: list[str] = field(default_factory=list)
+    """Apps and jobs that run on, and what they stand on: their specs were not given."""
     notes: list[str] = field(default_factory=list)
     """What else was done, a sentence each."""
 
@@ -46,13 +49,15 @@ def apply(
     *,
     force: bool = False,
     prune: bool = False,
+    prune_running: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Applied:
     """Server-side apply of ``manifests`` in their order, after the API server took each in a dry run.
 
     Args:
         force: Take over fields that others own.
-        prune: Delete what is no longer rendered.
+        prune: Delete what is no longer rendered, but not what runs.
+        prune_running: Delete that, too: apps and jobs whose specs are not among what was rendered.
         tell: Hears a line for each object.
 
     Raises:
@@ -67,13 +72,14 @@ def apply(
         _dry_run(kubernetes, spec, fitting, force=force)
         # Before anything is changed: an account that may not look finds that out now.
         left = no_longer_rendered(kubernetes, spec, manifests)
+        ensure_token(kubernetes, spec, may_be_there=not made, dry_run=True)
     except BaseException:
         if made:
-            kubernetes.delete("v1", "Namespace", spec.in_namespace)
+            _take_back(kubernetes, spec, tell)
         raise
     done = Applied(notes=[*notes, *left.unseen])
-    if ensure_token(kubernetes, spec):
-        done.notes.append("made Ray's token, in a Secret of its own")
+    if token := ensure_token(kubernetes, spec):
+        done.notes.append(token.rstrip("."))
     for manifest in fitting:
         if has_failed(kubernetes, manifest):
             # It stands there until its time to live is over, and whoever applies it again mended something.
@@ -82,18 +88,17 @@ def apply(
         _apply_one(kubernetes, spec, manifest, done, force=force, tell=tell)
     for service in [one for one in manifests if one["kind"] == "RayService"]:
         done.notes += scale_running(kubernetes, service)
-    if prune:
+    if prune_running:
         _prune(kubernetes, left.objects, done)
+        return done
+    done.running += [title(one) for one in reversed(left.running)]
+    if prune:
+        _prune(kubernetes, left.rest, done)
     else:
-        done.left += [title(one) for one in reversed(left.objects)]
+        done.left += [title(one) for one in reversed(left.rest)]
+    if prune and done.running:
+        done.notes.append("--prune leaves what runs; --prune-running ends it, too")
     return done
-
-
-def no_longer_rendered(kubernetes: Kubernetes, spec: ClusterSpec, manifests: Sequence[Manifest]) -> Owned:
-    """What of the cluster ``manifests`` does not have."""
-    rendered = {key(one) for one in manifests}
-    found = owned(kubernetes, spec)
-    return Owned([one for one in found.objects if key(one) not in rendered], found.unseen)
 
 
 def _check_kinds(kubernetes: Kubernetes, manifests: Sequence[Manifest]) -> None:
@@ -111,6 +116,14 @@ def _make_namespace(kubernetes: Kubernetes, spec: ClusterSpec, manifests: Sequen
     metadata = {"name": name, "annotations": {MADE_BY_US: "true"}}
     kubernetes.create({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
     return True
+
+
+def _take_back(kubernetes: Kubernetes, spec: ClusterSpec, tell: Callable[[str], None]) -> None:
+    try:
+        kubernetes.delete("v1", "Namespace", spec.in_namespace)
+    except ClusterError as error:
+        # Not instead of the reason why nothing was applied.
+        tell(f"Namespace {spec.in_namespace} was made and stays, empty: {error}")
 
 
 def _dry_run(

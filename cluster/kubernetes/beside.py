@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cluster.cluster_spec import ClusterSpec
 from cluster.kubernetes.access import pod_security
 from cluster.kubernetes.client import Kubernetes
-from cluster.kubernetes.endpoint import endpoint_name
+from cluster.kubernetes.endpoint import endpoint_name, endpoint_service
 from cluster.kubernetes.names import CLUSTER_LABEL, cluster_name, service_name
 from cluster.kubernetes.refusals import Forbidden
 from cluster.kubernetes.submission import head_name, head_service
@@ -83,7 +83,8 @@ def _to_the_apps(manifest: Manifest, spec: ClusterSpec) -> Manifest:
 
 
 def _would_move_the_door(manifest: Manifest, spec: ClusterSpec) -> bool:
-    is_door = manifest["metadata"]["name"] == endpoint_name(spec)
+    doors = (endpoint_name(spec), endpoint_service(spec, has_apps=False))
+    is_door = manifest["metadata"]["name"] in doors
     is_idle_cluster = manifest["kind"] == "RayCluster" and spec.training.cluster != "shared"
     return is_door or is_idle_cluster
 

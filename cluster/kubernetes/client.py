@@ -117,8 +117,11 @@ class Kubernetes(Connection):
                 )
             )
 
-    def create(self, manifest: Manifest) -> Manifest:
+    def create(self, manifest: Manifest, *, dry_run: bool = False) -> Manifest:
         """A new object, as the server keeps it.
+
+        Args:
+            dry_run: Only ask: nothing is kept.
 
         Raises:
             AlreadyThere: there is one of this name.
@@ -131,6 +134,7 @@ class Kubernetes(Connection):
                     body=manifest,
                     namespace=manifest["metadata"].get("namespace"),
                     field_manager=MANAGER,
+                    dry_run="All" if dry_run else None,
                     **self._plain(),
                 )
             )

@@ -10,12 +10,13 @@ from typing import Literal
 import yaml
 
 from cluster.cluster_spec import ClusterSpec
-from cluster.kubernetes.apply import has_failed, no_longer_rendered, send
+from cluster.kubernetes.apply import has_failed, send
 from cluster.kubernetes.beside import fitted, is_there
 from cluster.kubernetes.client import Kubernetes
 from cluster.kubernetes.owned import title, without_the_servers
 from cluster.kubernetes.refusals import Conflicted
 from cluster.kubernetes.scaling import rescaled
+from cluster.kubernetes.unrendered import no_longer_rendered
 from cluster.kubernetes.workloads import Manifest
 
 
@@ -35,6 +36,8 @@ class Difference:
 def differences(kubernetes: Kubernetes, spec: ClusterSpec, manifests: Sequence[Manifest]) -> list[Difference]:
     """What is new, changed, or no longer rendered; empty: an apply would change nothing.
 
+    Apps and jobs that run though their specs were not given are no difference: no apply ends them.
+
     Raises:
         ClusterError: the API server refuses an object, or does not answer.
     """
@@ -50,7 +53,7 @@ def differences(kubernetes: Kubernetes, spec: ClusterSpec, manifests: Sequence[M
     ]
     gone = [
         Difference(title(one), "no longer rendered", "")
-        for one in no_longer_rendered(kubernetes, spec, manifests).objects
+        for one in no_longer_rendered(kubernetes, spec, manifests).rest
     ]
     return [*(one for one in found if one is not None), *behind, *gone]
 

@@ -6,6 +6,7 @@ is good enough for them.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from cluster.cluster_spec import ClusterSpec
@@ -31,8 +32,12 @@ def has_gke_ingress(spec: ClusterSpec) -> bool:
     return spec.provider == "gke" and door.kind == "Ingress" and door.class_name in _INGRESS_CLASSES
 
 
-def gke_policies(spec: ClusterSpec, service: str) -> list[Manifest]:
+def gke_policies(spec: ClusterSpec, name: str, *, service: str) -> list[Manifest]:
     """The objects that GKE reads of a Service behind its Gateway or Ingress; none behind others.
+
+    Args:
+        name: What they are called.
+        service: The Service's name.
 
     Source: https://cloud.google.com/kubernetes-engine/docs/how-to/configure-gateway-resources
     and https://cloud.google.com/kubernetes-engine/docs/how-to/ingress-configuration
@@ -44,19 +49,32 @@ def gke_policies(spec: ClusterSpec, service: str) -> list[Manifest]:
         config = {"config": {"type": "HTTP", "httpHealthCheck": check}}
         api = "networking.gke.io/v1"
         return [
-            _object(spec, api, "GCPBackendPolicy", service, {"default": wait_s} | target),
-            _object(spec, api, "HealthCheckPolicy", service, {"default": config} | target),
+            _object(spec, api, "GCPBackendPolicy", name, {"default": wait_s} | target),
+            _object(spec, api, "HealthCheckPolicy", name, {"default": config} | target),
         ]
     if has_gke_ingress(spec):
         body = {**wait_s, "healthCheck": {"type": "HTTP", **check}}
-        return [_object(spec, "cloud.google.com/v1", "BackendConfig", service, body)]
+        return [_object(spec, "cloud.google.com/v1", "BackendConfig", name, body)]
     return []
 
 
-def gke_service_annotations(spec: ClusterSpec, service: str) -> dict[str, str]:
-    """How the Service names its BackendConfig."""
-    config = f'{{"default": "{service}"}}'
-    return {"cloud.google.com/backend-config": config} if has_gke_ingress(spec) else {}
+def gke_service_annotations(spec: ClusterSpec, config: str) -> dict[str, str]:
+    """How the Service names its BackendConfig, and that the balancer goes to the pods themselves.
+
+    Left to itself GKE does so only where the cluster has no network policies of GKE's and no Shared VPC. Else
+    its Ingress takes no ClusterIP Service.
+
+    Source: https://cloud.google.com/kubernetes-engine/docs/how-to/container-native-load-balancing
+
+    Args:
+        config: The BackendConfig's name.
+    """
+    if not has_gke_ingress(spec):
+        return {}
+    return {
+        "cloud.google.com/backend-config": json.dumps({"default": config}),
+        "cloud.google.com/neg": json.dumps({"ingress": True}),
+    }
 
 
 def gke_ingress_annotations(spec: ClusterSpec) -> dict[str, str]:

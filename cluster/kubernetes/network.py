@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.cluster_spec import ClusterSpec
+from cluster.haproxy import HAPROXY_METRICS_PORT
 from cluster.host_and_port import HTTP_PORTS, host_and_port, redis_host_and_port
 from cluster.kubernetes.names import CLUSTER_LABEL, PART_LABEL, ROLE_LABEL, labels
 from cluster.kubernetes.workloads import Manifest
@@ -25,7 +26,7 @@ METRICS_PORT = 8080
 HEAD_METRICS_PORTS = (44217, 44227)
 """Of the autoscaler (``as-metrics``) and of the dashboard (``dash-metrics``)."""
 
-_HTTPS, _API_SERVER, _NFS, _DNS = 443, 6443, 2049, 53
+_HTTPS, _NFS, _DNS = 443, 2049, 53
 _METADATA = (("169.254.169.254/32", 80), ("169.254.169.252/32", 988), ("169.254.170.23/32", 80))
 """Where pods without keys ask for an identity: GKE and other clouds, GKE without dataplane V2, EKS."""
 
@@ -51,8 +52,8 @@ def network(spec: ClusterSpec, has_apps: bool, *, has_door: bool = True) -> list
         _policy(spec, "default-deny", pods, ingress=[], egress=[]),
         _within(spec, pods),
         _policy(spec, "operator", heads, ingress=[_from_operator()]),
-        # The autoscaler. 443 or 6443, as the API server listens itself: policies look behind its Service.
-        _policy(spec, "api-server", heads, egress=[{"ports": _tcp(_HTTPS, _API_SERVER)}]),
+        # The autoscaler. Policies look behind the API server's Service: 443 in clouds, else its own port.
+        _policy(spec, "api-server", heads, egress=[{"ports": _tcp(*api_server_ports(spec))}]),
         _policy(spec, "store", pods, egress=_store(spec)),
     ]
     if has_door:
@@ -66,11 +67,16 @@ def network(spec: ClusterSpec, has_apps: bool, *, has_door: bool = True) -> list
     return policies
 
 
-def endpoint_labels(spec: ClusterSpec, has_apps: bool) -> dict[str, str]:
-    """What selects the pods where ``/v1`` answers.
+def api_server_ports(spec: ClusterSpec) -> tuple[int, ...]:
+    """Where Ray's autoscaler may reach the API server."""
+    return tuple(sorted({_HTTPS, spec.api_server_port}))
 
-    With a RayService: its workers, not its head, which has no replica and other work to do. Workers without a
-    replica have no proxy and stay NotReady by design, so the Service leaves them out by itself. In the shared
+
+def endpoint_labels(spec: ClusterSpec, has_apps: bool) -> dict[str, str]:
+    """What selects the pods to which clients may speak.
+
+    With a RayService: the workers of all its clusters, not its head, which has no replica and other work to
+    do. Which of them get requests is the Service's selector, which is the operator's. In the shared
     RayCluster workers are ready whether they have a proxy or not; there the head's is the one that is always
     there.
     """
@@ -94,8 +100,12 @@ def _from_operator() -> Rule:
 def _metrics(spec: ClusterSpec, pods: dict[str, str], heads: dict[str, str]) -> list[Manifest]:
     namespace = {"kubernetes.io/metadata.name": spec.monitoring.namespace}
     peers = [{"namespaceSelector": {"matchLabels": namespace}}]
+    apps = pods | {PART_LABEL: "serving"}
     return [
         _policy(spec, "metrics", pods, ingress=[{"from": peers, "ports": _tcp(METRICS_PORT)}]),
+        _policy(
+            spec, "haproxy-metrics", apps, ingress=[{"from": peers, "ports": _tcp(HAPROXY_METRICS_PORT)}]
+        ),
         _policy(spec, "head-metrics", heads, ingress=[{"from": peers, "ports": _tcp(*HEAD_METRICS_PORTS)}]),
     ]
 

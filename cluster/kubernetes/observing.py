@@ -12,12 +12,20 @@ from cluster.cluster_spec import ClusterSpec
 from cluster.kubernetes.elsewhere import labels_there, stem
 from cluster.kubernetes.names import CLUSTER_LABEL, ROLE_LABEL
 from cluster.kubernetes.workloads import Manifest
+from cluster.monitoring.prometheus import HAPROXY_JOB
 from cluster.monitoring.rules import rule_groups
 from runtime.core.errors import ConfigError
 
 METRICS_PORT_NAME = "metrics"
 HEAD_PORT_NAMES = ("metrics", "as-metrics", "dash-metrics")
 """Names of container ports. The operator does not add the last two: the head's template declares them."""
+
+HAPROXY_PORT_NAME = "haproxy"
+"""Of HAProxy's own metrics, which pods of the RayService declare: the head, and workers with a replica."""
+
+_DCGM_PORT_NAME = "gpu-metrics"
+"""Of the Service, as the GPU operator makes it. The pods behind it call theirs ``metrics``, which no
+ServiceMonitor sees."""
 
 _INTERVAL = "15s"
 _MOST_BYTES = 1 << 20
@@ -55,7 +63,7 @@ def _pod_monitor(spec: ClusterSpec, role: str, ports: tuple[str, ...]) -> Manife
     """
     body = {
         "selector": {"matchLabels": {CLUSTER_LABEL: spec.name, ROLE_LABEL: role}},
-        "podMetricsEndpoints": [_scraped(port) for port in ports],
+        "podMetricsEndpoints": [*(_scraped(port) for port in ports), _haproxy()],
     }
     return _monitoring_object(spec, "PodMonitor", f"{spec.name}-{role}", spec.in_namespace, body)
 
@@ -70,11 +78,29 @@ def _scraped(port: str) -> Manifest:
     return {"port": port, "interval": _INTERVAL, "relabelings": [relabeling]}
 
 
+def _haproxy() -> Manifest:
+    """HAProxy is where a replica is: workers without one have nothing that answers, and are NotReady.
+
+    The job is called as on every other cluster: the alert about nodes that do not answer leaves it out.
+    """
+    endpoint = _scraped(HAPROXY_PORT_NAME)
+    endpoint["relabelings"] += [
+        {"sourceLabels": ["__meta_kubernetes_pod_ready"], "regex": "true", "action": "keep"},
+        {"targetLabel": "job", "replacement": HAPROXY_JOB, "action": "replace"},
+    ]
+    return endpoint
+
+
 def _dcgm(spec: ClusterSpec) -> Manifest:
-    """The GPU operator's exporter: one on each GPU node, behind one Service."""
+    """The GPU operator's exporter: one on each GPU node, behind one Service.
+
+    Where the exporter's own Helm chart installed it, that chart brings a ServiceMonitor, too.
+
+    Source: assets/state-dcgm-exporter/0600_service.yaml of NVIDIA/gpu-operator
+    """
     body = {
         "selector": {"matchLabels": {"app": "nvidia-dcgm-exporter"}},
-        "endpoints": [{"port": "metrics", "interval": _INTERVAL}],
+        "endpoints": [{"port": _DCGM_PORT_NAME, "interval": _INTERVAL}],
     }
     return _monitoring_object(
         spec, "ServiceMonitor", f"{stem(spec)}-dcgm", spec.monitoring.dcgm_namespace, body

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.cluster_spec import ClusterSpec
+from cluster.haproxy import HAPROXY_METRICS_PORT
 from cluster.kubernetes import affinity
 from cluster.kubernetes.names import Part, Role, pod_labels, service_account
 from cluster.kubernetes.pod_env import CACHE_FOLDER, ray_env, termination_grace_s
@@ -22,6 +23,8 @@ _USER = 1000
 """The image's user (cluster/images/Dockerfile)."""
 
 _WORKER_PORTS = {"metrics": 8080, "serve": 8000}
+_SERVING_PORTS = {"haproxy": HAPROXY_METRICS_PORT}
+"""Besides, where apps are: HAProxy's own metrics. Prometheus finds a port only where a pod declares it."""
 _HEAD_PORTS = {
     "gcs-server": 6379,
     "dashboard": 8265,
@@ -161,11 +164,12 @@ def _container(
     env: Sequence[Manifest],
 ) -> Manifest:
     storage = pod_storage(spec)
+    listened = ports | (_SERVING_PORTS if part == "serving" else {})
     return {
         "name": f"ray-{role}",
         **image(spec),
         "resources": amounts,
-        "ports": [{"name": name, "containerPort": port} for name, port in ports.items()],
+        "ports": [{"name": name, "containerPort": port} for name, port in listened.items()],
         "env": [*ray_env(spec, part, role), *env],
         **({"envFrom": storage.env_from} if storage.env_from else {}),
         "securityContext": CONTAINER_SECURITY,
@@ -189,6 +193,9 @@ def _placed(labels: dict[str, str]) -> dict[str, Any]:
 
 def _serving_probe() -> Manifest:
     """Whether Serve's proxy sends requests on from here; a worker without a replica stays NotReady by design.
+
+    It answers as soon as one app has a replica, such as the front, whose models may still load. Which cluster
+    is the endpoint's is for the operator to say, which waits for all apps (endpoint.py).
 
     The operator's own probe has 2 s and one try: an engine that loads keeps the CPUs so busy that a good pod
     would leave its Service. Both addresses answer "success".

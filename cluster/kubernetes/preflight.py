@@ -8,6 +8,7 @@ from cluster.cluster_spec import ClusterSpec
 from cluster.kubernetes.client import Kubernetes
 from cluster.kubernetes.findings import Finding
 from cluster.kubernetes.nodes_seen import NodeSeen
+from cluster.kubernetes.preflight_api_server import check_api_server
 from cluster.kubernetes.preflight_gpus import check_gpus
 from cluster.kubernetes.preflight_namespaces import check_namespaces
 from cluster.kubernetes.preflight_nodes import check_nodes
@@ -35,6 +36,7 @@ def preflight(client: Kubernetes, spec: ClusterSpec) -> list[Finding]:
         "storage": check_storage,
         "secrets": check_secrets,
         "endpoint": check_doors,
+        "API server": check_api_server,
         "queueing": check_queue,
         "monitoring": _monitoring,
         "namespaces": check_namespaces,

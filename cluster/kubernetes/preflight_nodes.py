@@ -12,8 +12,15 @@ from cluster.kubernetes.names import CLUSTER_LABEL
 from cluster.kubernetes.node_room import GPU, Asked, gib, why_not
 from cluster.kubernetes.nodes_seen import NodeSeen, taint_text, tolerated
 from cluster.kubernetes.pods_seen import full_name, gpus_reserved, has_ended, node_of, reserved_by_daemons
-from cluster.kubernetes.preflight_placing import Wanted, check_together
+from cluster.kubernetes.preflight_placing import Wanted, check_submitter, check_together
 from cluster.kubernetes.quantities import cpu_quantity
+from cluster.kubernetes.submitters import (
+    SUBMITTER_CPUS,
+    SUBMITTER_MEMORY_BYTES,
+    has_submitters,
+    submitter_selector,
+    submitter_tolerations,
+)
 from cluster.kubernetes.volumes import pod_storage
 from cluster.kubernetes.workloads import Manifest
 from cluster.node_groups import HeadGroup, NodeGroup
@@ -40,7 +47,10 @@ def check_nodes(
         each_fits &= alone.level == "ok" or not group.count
         found += [alone, *_taints(group, nodes)]
     if each_fits:
-        found += check_together(head, groups, nodes, kept, more_come=more_come)
+        together = check_together(head, groups, nodes, kept, more_come=more_come)
+        found += together
+        if has_submitters(spec) and all(one.level == "ok" for one in together):
+            found.append(check_submitter(_submitter(spec), head, groups, nodes, kept, more_come=more_come))
     found += _products(spec, nodes, more_come)
     return found + _taken(spec, nodes, pods)
 
@@ -53,6 +63,16 @@ def _head(spec: ClusterSpec) -> Wanted:
         [affinity.toleration(one) for one in head.tolerations],
     )
     return Wanted("head", f"the head ({cpu_quantity(head.cpus)} CPUs, {gib(head.memory)})", 1, asked)
+
+
+def _submitter(spec: ClusterSpec) -> Wanted:
+    asked = Asked(
+        {"cpu": SUBMITTER_CPUS, "memory": float(SUBMITTER_MEMORY_BYTES)},
+        submitter_selector(spec),
+        submitter_tolerations(spec),
+    )
+    size = f"{SUBMITTER_CPUS:g} CPUs, {gib(SUBMITTER_MEMORY_BYTES)}"
+    return Wanted("submitter", f"the submitter of a training job ({size})", 1, asked)
 
 
 def _pod(spec: ClusterSpec, group: NodeGroup) -> Wanted:

@@ -1,4 +1,4 @@
-"""Preflight: whether the head and the least number of workers find nodes at the same time. Pure."""
+"""Preflight: whether head, the least number of workers and a submitter find nodes at the same time. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Wanted:
     """Pods that are alike."""
 
     name: str
-    """``head``, or the node group's."""
+    """``head``, ``submitter``, or the node group's."""
 
     what: str
     """One of them, in a sentence."""
@@ -44,10 +44,11 @@ def check_together(
     count = sum(group.count for group in groups)
     if not count:
         return []
-    left, because_of_the_head = _left_over(head, groups, nodes, kept)
+    left = _left_over([head], groups, nodes, kept)
     if not left:
         return [Finding("ok", "together", f"the head and {count} workers, the groups' least, fit at once.")]
     wanted = {group.name: group.count for group in groups}
+    because_of_the_head = not _left_over([], groups, nodes, kept)
     told = " and ".join(f"{n} of {wanted[name]} pods of node group {name}" for name, n in left.items())
     return [
         Finding(
@@ -63,25 +64,87 @@ def check_together(
     ]
 
 
-def _left_over(
+def check_submitter(
+    submitter: Wanted,
     head: Wanted,
     groups: Sequence[Wanted],
     nodes: Sequence[NodeSeen],
     kept: Mapping[str, Mapping[str, float]],
-) -> tuple[dict[str, int], bool]:
-    """How many pods of which groups have no node, wherever the head is, and whether that is for the head."""
-    alone = {node.name: _able(node, groups, kept.get(node.name, {})) for node in nodes}
-    without_head = unplaced(groups, alone)
-    # Nodes that are alike in this are one choice.
-    choices: dict[tuple[frozenset[str], frozenset[str]], str] = {}
+    *,
+    more_come: bool,
+) -> Finding:
+    """Whether the pod that submits a training job finds a node beside all these, which fit at once.
+
+    No error: it comes with a job, and a cluster may have none.
+
+    Args:
+        kept: By node, what its daemons reserve.
+    """
+    count = sum(group.count for group in groups)
+    workers = f"{count} workers" if count > 1 else "1 worker"
+    beside = f"beside the head and {workers}, the groups' least" if count else "beside the head"
+    if _left_over([head, submitter], groups, nodes, kept) == {}:
+        return Finding("ok", submitter.name, f"{submitter.what} finds a node {beside}.")
+    return Finding(
+        "warning",
+        submitter.name,
+        f"{submitter.what} would find no node {beside}.",
+        "A training job's first pod would stay Pending, and the job with it"
+        + (", until the cluster autoscaler adds a node." if more_come else "."),
+        "Lower cpus and memory of a group or of head, or add a node that the head could be on as well: the "
+        "submitter has head.node_labels and head.tolerations.",
+    )
+
+
+def _left_over(
+    beside: Sequence[Wanted],
+    groups: Sequence[Wanted],
+    nodes: Sequence[NodeSeen],
+    taken: Mapping[str, Mapping[str, float]],
+) -> dict[str, int] | None:
+    """How many pods of which groups have no node, wherever the pods ``beside`` workers are.
+
+    Args:
+        taken: By node, what nobody else can have.
+
+    Returns:
+        None where a pod of ``beside`` has no node either way.
+    """
+    if not beside:
+        return unplaced(groups, {node.name: _able(node, groups, taken.get(node.name, {})) for node in nodes})
+    first, others = beside[0], beside[1:]
+    # Nodes that are alike in what they can hold are one choice.
+    choices: dict[tuple[object, object], dict[str, Mapping[str, float]]] = {}
     for node in nodes:
-        taken = kept.get(node.name, {})
-        if why_not(node, head.asked, taken) is None:
-            beside = {name: taken.get(name, 0.0) + amount for name, amount in head.asked.amounts.items()}
-            choices[alone[node.name], _able(node, groups, {**taken, **beside})] = node.name
-    tries = (unplaced(groups, alone | {node: beside}) for (_, beside), node in choices.items())
-    best = min(tries, key=lambda left: sum(left.values()))
-    return best, not without_head
+        before = taken.get(node.name, {})
+        if why_not(node, first.asked, before) is None:
+            after = _with(first, before)
+            alike = _holds(node, others, groups, before), _holds(node, others, groups, after)
+            choices[alike] = {node.name: after}
+    best: dict[str, int] | None = None
+    for choice in choices.values():
+        left = _left_over(others, groups, nodes, {**taken, **choice})
+        if left is not None and (best is None or sum(left.values()) < sum(best.values())):
+            best = left
+        if best == {}:
+            break
+    return best
+
+
+def _holds(
+    node: NodeSeen, beside: Sequence[Wanted], groups: Sequence[Wanted], taken: Mapping[str, float]
+) -> tuple[object, ...]:
+    """The groups whose pods it can hold, with and without each of ``beside``."""
+    if not beside:
+        return (_able(node, groups, taken),)
+    without = _holds(node, beside[1:], groups, taken)
+    if why_not(node, beside[0].asked, taken) is not None:
+        return (without,)
+    return (without, _holds(node, beside[1:], groups, _with(beside[0], taken)))
+
+
+def _with(pod: Wanted, taken: Mapping[str, float]) -> dict[str, float]:
+    return {**taken, **{name: taken.get(name, 0.0) + amount for name, amount in pod.asked.amounts.items()}}
 
 
 def _able(node: NodeSeen, groups: Sequence[Wanted], taken: Mapping[str, float]) -> frozenset[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cluster.cluster_spec import ClusterSpec
 from cluster.kubernetes.client import Kubernetes
+from cluster.kubernetes.endpoint import endpoint_name
 from cluster.kubernetes.findings import Finding
 from cluster.kubernetes.workloads import Manifest
 
@@ -159,14 +160,32 @@ def _default_class(spec: ClusterSpec, classes: Sequence[Manifest]) -> list[Findi
 
 
 def check_doors(client: Kubernetes, spec: ClusterSpec) -> list[Finding]:
-    """The GatewayClasses and the IngressClass that the spec names."""
+    """The GatewayClasses and the IngressClass that the spec names, and whose the load balancer is."""
     wanted = [("serving.gateway_class_name", spec.serving.gateway_class_name)]
     if spec.endpoint.kind == "Gateway":
         wanted.append(("endpoint.class_name", spec.endpoint.class_name))
     found = [_gateway_class(client, field, name) for field, name in wanted if name]
     if spec.endpoint.kind == "Ingress" and spec.endpoint.class_name and spec.provider != "gke":
         found += _ingress_class(client, spec.endpoint.class_name)
-    return found
+    return found + _balancer(client, spec)
+
+
+def _balancer(client: Kubernetes, spec: ClusterSpec) -> list[Finding]:
+    """The class that a cloud's webhook gave the Service, which the operator would leave out."""
+    name, given = endpoint_name(spec), spec.endpoint.load_balancer_class
+    if spec.endpoint.kind != "LoadBalancer":
+        return []
+    service = client.get("v1", "Service", name, spec.in_namespace) or {}
+    there = (service.get("spec") or {}).get("loadBalancerClass")
+    if there in (None, given):
+        return []
+    return [
+        Finding(
+            "error", "endpoint.load_balancer_class", f"Service {name} has {there}, and the spec {given}.",
+            "Nobody can change it: KubeRay would be refused when it turns the Service to a new cluster, and "
+            "that upgrade would never end.", f"Write endpoint.load_balancer_class: {there}.",
+        )
+    ]  # fmt: skip
 
 
 def _gateway_class(client: Kubernetes, field: str, name: str) -> Finding:

@@ -22,7 +22,7 @@ from cluster.kubernetes.quantities import resources
 from cluster.kubernetes.queueing import queue_annotations, queue_labels
 from cluster.kubernetes.raycluster import RAY_API, ray_cluster_spec
 from cluster.kubernetes.submission import submission
-from cluster.kubernetes.volumes import pod_storage
+from cluster.kubernetes.submitters import SUBMITTER_CPUS, SUBMITTER_MEMORY_BYTES, submitter_place
 from cluster.kubernetes.workloads import Manifest, TrainJob
 
 SPEC_FILE = "/etc/tandem/train/spec.json"
@@ -116,11 +116,9 @@ def _submitter(spec: ClusterSpec) -> Manifest:
     container = {
         "name": "ray-job-submitter",
         **image(spec),
-        "resources": resources(cpus=0.5, memory_bytes=2**30),
+        "resources": resources(cpus=SUBMITTER_CPUS, memory_bytes=SUBMITTER_MEMORY_BYTES),
         "securityContext": CONTAINER_SECURITY,
     }
-    # It does not look at the store, but its account could: not with the node's identity either.
-    selector = pod_storage(spec).node_selector
     return {
         # The network policies let the pods of one cluster talk to each other.
         "metadata": {"labels": pod_labels(spec, part="training", role="submitter")},
@@ -130,7 +128,7 @@ def _submitter(spec: ClusterSpec) -> Manifest:
             "automountServiceAccountToken": False,
             "securityContext": pod_security(spec),
             **pull_secrets(spec),
-            **({"nodeSelector": selector} if selector else {}),
+            **submitter_place(spec),
             "containers": [container],
         },
     }

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.cluster_spec import ClusterSpec
+from cluster.kubernetes.endpoint import serve_service
 from cluster.kubernetes.names import labels, service_name
 from cluster.kubernetes.nodes_told import told_by_config_map
 from cluster.kubernetes.pod_env import deletion_delay_s
@@ -51,6 +52,7 @@ def rayservice(spec: ClusterSpec, apps: Sequence[ServeApp]) -> Manifest:
             "rayClusterDeletionDelaySeconds": deletion_delay_s(spec, longest_shutdown_s),
             # It has no replica, and the cluster's state is there.
             "excludeHeadPodFromServeSvc": True,
+            **serve_service(spec),
             "rayClusterConfig": ray_cluster_spec(
                 spec, "serving", spec.node_groups, nodes=told_by_config_map(spec)
             ),

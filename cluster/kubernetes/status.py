@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 from cluster.cluster_spec import ClusterSpec
 from cluster.kubernetes.client import Kubernetes
-from cluster.kubernetes.endpoint import endpoint_name
+from cluster.kubernetes.endpoint import endpoint_service, operators_gateway
 from cluster.kubernetes.names import GROUP_LABEL, PART_LABEL, ROLE_LABEL
 from cluster.kubernetes.owned import owned, selector
 from cluster.kubernetes.readiness import conditions, state_of
 from cluster.kubernetes.trouble import troubles
 from cluster.kubernetes.workloads import Manifest
+
+_GATEWAY = ("gateway.networking.k8s.io/v1", "Gateway")
 
 
 @dataclass(frozen=True)
@@ -101,15 +103,33 @@ def is_ready(pod: Manifest) -> bool:
 def address(kubernetes: Kubernetes, spec: ClusterSpec) -> str | None:
     """The URL of ``/v1``, as far as it is known."""
     door = spec.endpoint
+    if spec.serving.upgrade == "incremental" and (gateway := _operators_gateway(kubernetes, spec)):
+        return gateway
     if door.host:
         return f"{'https' if door.tls_secret else 'http'}://{door.host}/v1"
-    name = endpoint_name(spec)
-    service = kubernetes.get("v1", "Service", name, spec.in_namespace)
+    service = _service(kubernetes, spec)
     if service is None:
         return None
-    port = service["spec"]["ports"][0]["port"]
+    name, port = service["metadata"]["name"], service["spec"]["ports"][0]["port"]
     if door.kind == "ClusterIP":
         return f"http://{name}.{spec.in_namespace}.svc:{port}/v1"
     given = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
     host = next((one.get("ip") or one.get("hostname") for one in given), None)
     return f"http://{host}:{port}/v1" if host else None
+
+
+def _service(kubernetes: Kubernetes, spec: ClusterSpec) -> Manifest | None:
+    """The Service of the apps, else that of the shared cluster."""
+    names = (endpoint_service(spec, has_apps) for has_apps in (True, False))
+    found = (kubernetes.get("v1", "Service", name, spec.in_namespace) for name in names)
+    return next((one for one in found if one is not None), None)
+
+
+def _operators_gateway(kubernetes: Kubernetes, spec: ClusterSpec) -> str | None:
+    """The URL at the Gateway that KubeRay makes, once there is one with an address."""
+    if not kubernetes.has(*_GATEWAY):
+        return None
+    gateway = kubernetes.get(*_GATEWAY, operators_gateway(spec), spec.in_namespace) or {}
+    addresses = (gateway.get("status") or {}).get("addresses") or []
+    # It listens for HTTP at 80, always.
+    return next((f"http://{one['value']}/v1" for one in addresses), None)

@@ -30,6 +30,7 @@ from cluster.kubernetes.names import (
 from cluster.kubernetes.network import DASHBOARD_PORT
 from cluster.kubernetes.pods import CONTAINER_SECURITY, image, pod_security, pull_secrets
 from cluster.kubernetes.quantities import resources
+from cluster.kubernetes.submitters import SUBMITTER_CPUS, SUBMITTER_MEMORY_BYTES, submitter_place
 from cluster.kubernetes.workloads import Manifest, TrainJob
 
 _FOLDER = "/etc/tandem/train"
@@ -141,7 +142,7 @@ def _pod(spec: ClusterSpec, job: TrainJob) -> Manifest:
         **image(spec),
         "command": ["bash", "-c", script(spec, job)],
         "env": _env(spec),
-        "resources": resources(cpus=0.5, memory_bytes=2**30),
+        "resources": resources(cpus=SUBMITTER_CPUS, memory_bytes=SUBMITTER_MEMORY_BYTES),
         "securityContext": CONTAINER_SECURITY,
         # A pod that still waits for a cluster trains nothing, however well it runs.
         "readinessProbe": {"exec": {"command": ["test", "-e", _SUBMITTED]}, "periodSeconds": 5},
@@ -153,6 +154,7 @@ def _pod(spec: ClusterSpec, job: TrainJob) -> Manifest:
         "automountServiceAccountToken": False,
         "securityContext": pod_security(spec),
         **pull_secrets(spec),
+        **submitter_place(spec),
         "containers": [container],
         "volumes": [{"name": "train-spec", "configMap": {"name": train_spec_name(spec, job.name)}}],
     }

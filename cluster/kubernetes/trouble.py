@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from cluster.cluster_spec import ClusterSpec
 from cluster.kubernetes.client import Kubernetes
 from cluster.kubernetes.owned import selector
+from cluster.kubernetes.refusals import Forbidden
 from cluster.kubernetes.workloads import Manifest
 
 _LOG_LINES = 5
@@ -18,7 +19,7 @@ _APP_WELL = frozenset({"RUNNING", "NOT_STARTED"})
 
 
 def troubles(kubernetes: Kubernetes, spec: ClusterSpec, titles: Sequence[str] = ()) -> list[str]:
-    """What keeps the cluster's pods and apps, the same of several pods once.
+    """What keeps the cluster's pods and apps, the same of several pods once, and what may not be looked at.
 
     Args:
         titles: Objects that are not ready, as ``RayService lab-serve``: what operators last warned of them.
@@ -26,8 +27,9 @@ def troubles(kubernetes: Kubernetes, spec: ClusterSpec, titles: Sequence[str] = 
     Raises:
         ClusterError: the API server refuses or does not answer.
     """
-    pods = kubernetes.list("v1", "Pod", spec.in_namespace, selector(spec))
-    services = kubernetes.list("ray.io/v1", "RayService", spec.in_namespace, selector(spec))
+    unseen: list[str] = []
+    pods = _listed(kubernetes, spec, "v1", "Pod", unseen)
+    services = _listed(kubernetes, spec, "ray.io/v1", "RayService", unseen)
     found: dict[str, list[str]] = {}
     for pod in pods:
         for reason in _of_pod(kubernetes, pod):
@@ -35,8 +37,20 @@ def troubles(kubernetes: Kubernetes, spec: ClusterSpec, titles: Sequence[str] = 
     told = [f"{_names(names)} {reason}" for reason, names in found.items()]
     told += [line for service in services for line in of_applications(service)]
     told += [line for title in titles for line in _of_the_last_try(kubernetes, pods, title)]
-    events = kubernetes.list("v1", "Event", spec.in_namespace) if titles else []
-    return told + [line for title in titles for line in _last_warning(events, title)]
+    events = _listed(kubernetes, spec, "v1", "Event", unseen) if titles else []
+    return told + [line for title in titles for line in _last_warning(events, title)] + unseen
+
+
+def _listed(
+    kubernetes: Kubernetes, spec: ClusterSpec, api_version: str, kind: str, unseen: list[str]
+) -> list[Manifest]:
+    """The cluster's objects of a kind, all events; where that is refused none, and ``unseen`` says so."""
+    labels = None if kind == "Event" else selector(spec)
+    try:
+        return kubernetes.list(api_version, kind, spec.in_namespace, labels)
+    except Forbidden as error:
+        unseen.append(f"not looked at: {error}")
+        return []
 
 
 def _of_the_last_try(kubernetes: Kubernetes, pods: Sequence[Manifest], title: str) -> list[str]:
@@ -110,7 +124,10 @@ def _of_container(kubernetes: Kubernetes, pod: Manifest, container: str, waiting
 
 def _last_lines(kubernetes: Kubernetes, pod: Manifest, container: str, *, previous: bool = False) -> str:
     name, namespace = pod["metadata"]["name"], pod["metadata"]["namespace"]
-    log = kubernetes.logs(name, namespace, container=container, lines=_LOG_LINES, previous=previous)
+    try:
+        log = kubernetes.logs(name, namespace, container=container, lines=_LOG_LINES, previous=previous)
+    except Forbidden as error:
+        log = f"(not looked at: {error})"
     return "".join(f"\n    {line}" for line in log.strip().splitlines()[-_LOG_LINES:])
 
 

@@ -41,6 +41,7 @@ def prepare(
     cluster: str,
     port: int,
     haproxy: Sequence[str] = (),
+    haproxy_port: int | None = None,
     scrape_s: float = SCRAPE_S,
     hold_s: float | None = None,
 ) -> Monitoring:
@@ -65,6 +66,7 @@ def prepare(
                 cluster=cluster,
                 rule_files=[str(rules)],
                 haproxy=haproxy,
+                haproxy_port=haproxy_port,
                 scrape_s=scrape_s,
             )
         )

@@ -15,6 +15,9 @@ DISCOVERY_FILE = "prom_metrics_service_discovery.json"
 _DISCOVERY_PATH = "/api/prometheus/sd"
 """Where Ray's dashboard answers the same."""
 
+HAPROXY_JOB = "haproxy"
+"""The label ``job`` of HAProxy's own metrics, by which rules.json leaves them out."""
+
 SCRAPE_S = 15.0
 """Ray's own metrics leave its processes every 5 to 10 s."""
 
@@ -25,6 +28,7 @@ def prometheus_config(
     cluster: str,
     rule_files: Sequence[str] = (),
     haproxy: Sequence[str] = (),
+    haproxy_port: int | None = None,
     token_file: str | None = None,
     scrape_s: float = SCRAPE_S,
 ) -> dict[str, Any]:
@@ -35,15 +39,25 @@ def prometheus_config(
         cluster: The label ``ray_io_cluster`` of every series, by which the dashboards tell clusters apart.
         rule_files: Paths of alert rules.
         haproxy: ``host:port`` of HAProxy's own metrics.
+        haproxy_port: Their port, where it is the same on all nodes: then Ray's list says which these are.
         token_file: File with Ray's token, where the dashboard asks for one.
         scrape_s: Seconds between two looks.
 
     Raises:
-        ConfigError: ``discovery`` is neither an absolute path nor an http URL.
+        ConfigError: ``discovery`` is neither an absolute path nor an http URL, or ``haproxy`` and
+            ``haproxy_port`` are both given.
     """
-    jobs = [_job("ray", _found_by(discovery, token_file, scrape_s), cluster)]
+    found_by = _found_by(discovery, token_file, scrape_s)
+    jobs = [_job("ray", found_by, cluster)]
+    if haproxy and haproxy_port:
+        raise ConfigError(
+            f"haproxy is {', '.join(haproxy)} and haproxy_port is {haproxy_port}: the port is that of all "
+            "nodes, these among them. Give one of the two."
+        )
     if haproxy:
-        jobs.append(_job("haproxy", {"static_configs": [{"targets": list(haproxy)}]}, cluster))
+        jobs.append(_job(HAPROXY_JOB, {"static_configs": [{"targets": list(haproxy)}]}, cluster))
+    if haproxy_port:
+        jobs.append(_job(HAPROXY_JOB, found_by, cluster, _at_port(haproxy_port)))
     every = f"{round(scrape_s * 1000)}ms"
     return {
         "global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every},
@@ -73,11 +87,29 @@ def _found_by(discovery: str, token_file: str | None, refresh_s: float) -> dict[
     return {"file_sd_configs": [{"files": [str(Path(discovery) / DISCOVERY_FILE)], **refresh}]}
 
 
-def _job(name: str, found_by: Mapping[str, Any], cluster: str) -> dict[str, Any]:
+def _at_port(port: int) -> list[dict[str, Any]]:
+    """The nodes of Ray's list at another port. The head is there three times, and becomes one target.
+
+    Ray's list gives every target its own job's name.
+    """
+    return [
+        {
+            "source_labels": ["__address__"],
+            "regex": r"(.+):\d+",
+            "target_label": "__address__",
+            "replacement": f"${{1}}:{port}",
+        },
+        {"target_label": "job", "replacement": HAPROXY_JOB},
+    ]
+
+
+def _job(
+    name: str, found_by: Mapping[str, Any], cluster: str, relabel: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     return {
         "job_name": name,
         **found_by,
-        "relabel_configs": [{"target_label": "ray_io_cluster", "replacement": cluster}],
+        "relabel_configs": [{"target_label": "ray_io_cluster", "replacement": cluster}, *relabel],
         # The same words on every series, and nobody asks for them.
         "metric_relabel_configs": [{"regex": "otel_scope_.*", "action": "labeldrop"}],
     }

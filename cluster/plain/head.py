@@ -153,7 +153,7 @@ def _start(
         priorities_env(cluster.priorities) if cluster else {},
         _ENV,
     )
-    watching = _monitoring(spec, cluster, temp_dir)
+    watching = monitoring_of(spec, cluster, temp_dir)
     if watching:
         env["RAY_PROMETHEUS_HOST"] = watching.url
     supervisor = supervised.start(command, env, log, beside=watching.command if watching else ())
@@ -175,15 +175,27 @@ def _start(
         raise
 
 
-def _monitoring(spec: HeadSpec, cluster: ClusterSpec | None, temp_dir: Path) -> Monitoring | None:
+def monitoring_of(spec: HeadSpec, cluster: ClusterSpec | None, temp_dir: Path) -> Monitoring | None:
+    """Prometheus for all machines, ready to be started beside the head; None where nobody asked for it.
+
+    Args:
+        cluster: Gives the name that every series has as ``ray_io_cluster``.
+        temp_dir: Ray's, where the head lists all machines.
+
+    Raises:
+        EnvironmentFault: Prometheus is not installed, or does not take the configuration.
+    """
     if not spec.monitoring:
         return None
+    # Where the endpoint is for each machine alone, HAProxy tells its metrics there alone, too.
+    here_only = spec.http_host == "127.0.0.1"
     return prepare(
         home() / "monitoring",
         discovery=str(temp_dir),
         cluster=cluster.name if cluster else "tandem",
         port=spec.prometheus_port,
-        haproxy=[f"127.0.0.1:{HAPROXY_METRICS_PORT}"],
+        haproxy=[f"127.0.0.1:{HAPROXY_METRICS_PORT}"] if here_only else (),
+        haproxy_port=None if here_only else HAPROXY_METRICS_PORT,
     )
 
 

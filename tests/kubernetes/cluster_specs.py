@@ -114,7 +114,8 @@ def endpoints(draw: st.DrawFn) -> dict[str, Any]:
     kind = draw(st.sampled_from(["ClusterIP", "LoadBalancer", "Ingress", "Gateway"]))
     endpoint: dict[str, Any] = {"kind": kind} | draw(_some(annotations=_ANNOTATIONS))
     if kind == "LoadBalancer":
-        endpoint |= draw(_some(source_ranges=_RANGES))
+        classes = st.sampled_from(["service.k8s.aws/nlb", "internal-vip"])
+        endpoint |= draw(_some(source_ranges=_RANGES, load_balancer_class=classes))
     if kind in ("Ingress", "Gateway"):
         endpoint |= {"host": draw(_HOST)} | draw(_some(tls_secret=_OBJECT))
     if kind == "Gateway" or (kind == "Ingress" and draw(st.booleans())):
@@ -136,6 +137,9 @@ def cluster_specs(draw: st.DrawFn) -> ClusterSpec:
     names = draw(st.lists(_name(30).filter(lambda name: name != "head"), min_size=1, max_size=3, unique=True))
     groups = [draw(node_groups(name)) for name in names]
     nodes = sum(group.get("count", group.get("max", 0)) for group in groups)
+    serving = draw(_serving(any("max" in group and group["min"] < group["max"] for group in groups)))
+    # The operator's Gateway is the only endpoint of an incremental upgrade.
+    endpoint = {} if serving["upgrade"] == "incremental" else draw(endpoints())
     queueing = draw(st.sampled_from(["none", "kueue", "volcano", "kai"]))
     fields = {
         "name": draw(_name(30)),
@@ -143,9 +147,9 @@ def cluster_specs(draw: st.DrawFn) -> ClusterSpec:
         "provider": provider,
         "node_groups": groups,
         "store": draw(stores(provider, nodes)),
-        "endpoint": draw(endpoints()),
+        "endpoint": endpoint,
         "queueing": {"kind": queueing} | ({"queue": draw(_QUEUE)} if queueing != "none" else {}),
-        "serving": draw(_serving(any("max" in group and group["min"] < group["max"] for group in groups))),
+        "serving": serving,
     }
     return load_spec(ClusterSpec, fields | draw(_OTHERS) | draw(_some(training=_training(queueing))))
 
@@ -170,6 +174,7 @@ def _serving(draw: st.DrawFn, autoscales: bool) -> dict[str, Any]:
 _OTHERS = _some(
     namespace=_name(63),
     image_pull_policy=st.sampled_from(["IfNotPresent", "Always", "Never"]),
+    api_server_port=st.integers(1, 65_535),
     image_pull_secrets=st.lists(_OBJECT, max_size=2, unique=True),
     head=_HEAD,
     auth=_some(mode=st.sampled_from(["token", "none"]), secret=_OBJECT),

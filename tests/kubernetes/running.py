@@ -45,3 +45,19 @@ def pod(
         "spec": {"containers": [{"name": "ray-worker"}]},
         "status": {"phase": phase, "conditions": conditions, **status},
     }
+
+
+def operator_turns(api: Cluster, ray_cluster: str) -> None:
+    """What KubeRay 1.7 does once all apps of a cluster run (rayservice_controller.go, reconcileServices).
+
+    The Service of that name is taken as it is, and gets the template's ``spec`` with a selector of its own;
+    nothing is written to one that is there and leads to that cluster already.
+    """
+    service = api.get("RayService", "lab-serve", namespace=PLACE)
+    assert service is not None
+    template = service["spec"]["serveService"]
+    found = api.get("Service", template["metadata"]["name"], namespace=PLACE)
+    assert found is not None
+    chosen = {"ray.io/cluster": ray_cluster, "ray.io/serve": "true"}
+    if found["spec"].get("selector") != chosen:
+        api.put({**found, "spec": {**template["spec"], "selector": chosen}}, manager="manager")

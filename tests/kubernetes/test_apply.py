@@ -10,7 +10,8 @@ import pytest
 from cluster.kubernetes.apply import apply
 from cluster.kubernetes.client import Kubernetes
 from cluster.kubernetes.deletion import to_delete
-from cluster.kubernetes.refusals import Conflicted, NoSuchKind
+from cluster.kubernetes.diff import differences
+from cluster.kubernetes.refusals import Conflicted, Forbidden, NoSuchKind
 from cluster.kubernetes.render import render
 from cluster.kubernetes.workloads import Manifest
 from runtime.core.errors import ClusterError, ConfigError
@@ -127,6 +128,47 @@ def test_a_secret_without_a_token_is_refused(kubernetes: Kubernetes, kubernetes_
     )
     with pytest.raises(ConfigError, match=r"auth\.secret.*'mine'.*no auth_token"):
         apply(kubernetes, spec(**QUIET, auth={"secret": "mine"}), manifests(auth={"secret": "mine"}))
+
+
+def no_token(kubernetes_api: Cluster, *verbs: str) -> None:
+    kubernetes_api.forbidden |= {(verb, "secrets") for verb in verbs}
+
+
+def test_an_account_that_may_not_make_the_token_changes_nothing_and_hears_who_could(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    no_token(kubernetes_api, "create")
+    makes_it = r"kubectl -n tandem-lab create secret generic lab-ray-token --from-literal=auth_token="
+    with pytest.raises(Forbidden, match=f"Secret lab-ray-token: you may not create it.*{makes_it}"):
+        apply(kubernetes, spec(**QUIET), manifests())
+    assert PLACE not in kubernetes_api.names("Namespace")
+    assert kubernetes_api.names("ServiceAccount") == []
+    # Nor is a token in a namespace that is made now.
+    no_token(kubernetes_api, "get")
+    with pytest.raises(Forbidden, match=makes_it):
+        apply(kubernetes, spec(**QUIET), manifests())
+    assert PLACE not in kubernetes_api.names("Namespace")
+
+    # Where the namespace must stay, the reason is told all the same.
+    kubernetes_api.forbidden.add(("delete", "namespaces"))
+    told: list[str] = []
+    with pytest.raises(Forbidden, match=makes_it):
+        apply(kubernetes, spec(**QUIET), manifests(), tell=told.append)
+    assert told[0].startswith("Namespace tandem-lab was made and stays, empty")
+
+
+def test_a_token_that_is_there_and_may_not_be_read_will_do(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    apply(kubernetes, spec(**QUIET), manifests())
+    secret = kubernetes_api.get("Secret", "lab-ray-token", namespace=PLACE)
+    no_token(kubernetes_api, "get")
+    assert apply(kubernetes, spec(**QUIET), manifests(head={"cpus": 6})).notes == []
+    assert kubernetes_api.get("Secret", "lab-ray-token", namespace=PLACE) == secret
+    # Where it may not be made either, nobody knows: somebody else made it, perhaps.
+    no_token(kubernetes_api, "create")
+    (note,) = apply(kubernetes, spec(**QUIET), manifests(head={"cpus": 5})).notes
+    assert note.startswith("Ray's token was not looked at") and "openssl rand -hex 32" in note
 
 
 def test_a_field_that_a_person_changed_is_told_and_taken_over_only_by_force(
@@ -255,11 +297,62 @@ def test_a_head_that_was_told_a_smaller_maximum_is_named_and_one_that_shrinks_is
         assert notes(6, shared=shared) == notes(2, shared=shared) == []
 
 
+def end_the_job(kubernetes_api: Cluster, name: str) -> None:
+    kubernetes_api.set_status("RayJob", name, {"jobDeploymentStatus": "Complete"}, namespace=PLACE)
+
+
+@pytest.mark.parametrize("cluster", ["own", "serving", "shared"])
+def test_apps_whose_specs_are_not_given_run_on_with_their_door_unless_told_to_end(
+    kubernetes: Kubernetes, kubernetes_api: Cluster, cluster: str
+) -> None:
+    one = spec(**QUIET, training={"cluster": cluster})
+    apply(kubernetes, one, render(one, apps=[app()]))
+    training = render(one, jobs=[job()])
+    done = apply(kubernetes, one, training)
+    assert done.left == []
+    assert {"RayService lab-serve", "PodDisruptionBudget lab-serving"} <= set(done.running)
+    assert differences(kubernetes, one, training) == []
+
+    pruned = apply(kubernetes, one, training, prune=True)
+    assert (pruned.pruned, pruned.running) == ([], done.running)
+    assert any("--prune-running ends it" in note for note in pruned.notes)
+    assert kubernetes_api.names("RayService") == ["lab-serve"]
+    assert "lab-endpoint" in kubernetes_api.names("Service")
+
+    ended = apply(kubernetes, one, training, prune_running=True)
+    assert set(ended.pruned) == set(done.running)
+    assert kubernetes_api.names("RayService") == []
+
+
+@pytest.mark.parametrize("cluster", ["own", "serving", "shared"])
+def test_a_job_that_runs_is_left_with_what_it_stands_on_until_it_has_ended(
+    kubernetes: Kubernetes, kubernetes_api: Cluster, cluster: str
+) -> None:
+    one = spec(**QUIET, training={"cluster": cluster})
+    apply(kubernetes, one, render(one, jobs=[job()]))
+    serving = render(one, apps=[app()])
+    done = apply(kubernetes, one, serving, prune=True)
+    kind = "Job" if cluster == "serving" else "RayJob"
+    (name,) = kubernetes_api.names(kind)
+    assert f"{kind} {name}" in done.running
+    assert not {one.split()[0] for one in done.pruned} - {"Service"}
+    if cluster != "shared":
+        assert "ConfigMap lab-sft-spec" in done.running
+    # A run that is submitted goes into the cluster that was there for all.
+    assert kubernetes_api.names("RayCluster") == ([] if cluster == "own" else ["lab"])
+
+    ended = {"jobDeploymentStatus": "Failed", "conditions": [{"type": "Complete", "status": "True"}]}
+    kubernetes_api.set_status(kind, name, ended, namespace=PLACE)
+    assert f"{kind} {name}" in apply(kubernetes, one, serving, prune=True).pruned
+    assert kubernetes_api.names(kind) == []
+
+
 def test_what_is_no_longer_rendered_is_left_until_prune_and_operators_objects_are_never_pruned(
     kubernetes: Kubernetes, kubernetes_api: Cluster
 ) -> None:
     with_job = render(spec(**QUIET), apps=[app()], jobs=[job("tune")])
     apply(kubernetes, spec(**QUIET), with_job)
+    end_the_job(kubernetes_api, "lab-tune")
     run_the_service(kubernetes_api)
     left = apply(kubernetes, spec(**QUIET), manifests()).left
     assert {"RayJob lab-tune", "ConfigMap lab-tune-spec"} <= set(left)
@@ -306,6 +399,7 @@ def test_an_account_of_one_namespace_applies_prunes_and_is_told_nothing_that_it_
     kubernetes_api.only_in = PLACE
     with_job = render(spec(**QUIET), apps=[app()], jobs=[job("tune")])
     apply(kubernetes, spec(**QUIET), with_job)
+    end_the_job(kubernetes_api, "lab-tune")
     done = apply(kubernetes, spec(**QUIET), manifests(), prune=True)
     assert "RayJob lab-tune" in done.pruned
     assert not any("not looked at" in note for note in done.notes)
@@ -342,6 +436,7 @@ def test_what_an_account_may_not_delete_is_left_and_told(
     kubernetes: Kubernetes, kubernetes_api: Cluster
 ) -> None:
     apply(kubernetes, spec(**QUIET), render(spec(**QUIET), apps=[app()], jobs=[job("tune")]))
+    end_the_job(kubernetes_api, "lab-tune")
     kubernetes_api.forbidden.add(("delete", "rayjobs"))
     done = apply(kubernetes, spec(**QUIET), manifests(), prune=True)
     assert done.left == ["RayJob lab-tune"] and "ConfigMap lab-tune-spec" in done.pruned

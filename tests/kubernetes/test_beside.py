@@ -10,6 +10,7 @@ from cluster.kubernetes.client import Kubernetes
 from cluster.kubernetes.diff import differences
 from cluster.kubernetes.owned import API_VERSIONS
 from cluster.kubernetes.render import render
+from tests.kubernetes.running import operator_turns
 from tests.kubernetes.specs import app, job, spec
 from tests.servers.kubernetes_api import Cluster
 
@@ -51,11 +52,13 @@ def test_an_apply_without_the_serve_specs_leaves_the_door_of_running_apps(
 ) -> None:
     served = spec(**QUIET, training={"cluster": "shared"})
     apply(kubernetes, served, render(served, apps=[app()]))
+    operator_turns(kubernetes_api, "lab-serve-a")
     before = selected(kubernetes_api)
-    assert before["tandem.dev/part"] == "serving"
+    assert before["ray.io/cluster"] == "lab-serve-a"
     done = apply(kubernetes, served, render(served, jobs=[job()]))
     assert selected(kubernetes_api) == before
     assert any("its endpoint stays as it is" in note for note in done.notes)
+    assert "lab-shared-endpoint" not in kubernetes_api.names("Service")
     assert kubernetes_api.names("RayJob") == ["lab-sft"]
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import operator
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,16 @@ from click.testing import CliRunner
 
 from cluster.kubernetes.check import check, without_schema
 from cluster.kubernetes.faults import Fault
+from cluster.kubernetes.lint import lint
 from cluster.kubernetes.lints import rayjobs, rayservices
 from cluster.kubernetes.manifest_files import read_manifests
+from cluster.kubernetes.references import reference_faults
+from cluster.kubernetes.render import render
 from cluster.kubernetes.schemas import Schemas
 from runtime.cli_check import check as check_command
 from tests.conftest import ROOT
 from tests.kubernetes.accepted import SCHEMAS, crds
+from tests.kubernetes.specs import app, job, spec
 from tests.servers.kubernetes_api import Cluster
 
 FAULTY = sorted((ROOT / "tests" / "kubernetes" / "faulty").glob("*.yaml"))
@@ -95,6 +103,67 @@ def test_a_lint_takes_a_manifest_of_any_shape():
             list(rayservices.lint(body | {"spec": {"upgradeStrategy": shape, "rayClusterConfig": shape}}))
 
 
+def every_place(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to each value in a manifest, items of lists included."""
+    if way:
+        yield way
+    for key, item in (
+        value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ())
+    ):
+        yield from every_place(item, (*way, key))
+
+
+def test_a_lint_takes_any_value_at_any_place_of_a_manifest():
+    door = {
+        "endpoint": {"kind": "Gateway", "class_name": "gke", "host": "llm.example.com", "tls_secret": "tls"}
+    }
+    shared = {"training": {"cluster": "shared"}}
+    manifests = render(spec(**door), apps=[app()], jobs=[job()]) + render(spec(**shared), jobs=[job()])
+    # As YAML reads `{{ .Values.name }}`, and what else nobody can compare, sort or count.
+    values: list[Any] = [{"{{ .Values.name }}": None}, [[7]], [{"name": {"a": None}}], {7: 7}, None, 7]
+    for manifest in manifests:
+        for way in every_place(manifest):
+            for value in values if way not in (("apiVersion",), ("kind",)) else ():
+                changed = copy.deepcopy(manifest)
+                holder = reduce(operator.getitem, way[:-1], changed)
+                holder[way[-1]] = copy.deepcopy(value)
+                lint(changed)
+                reference_faults([changed])
+
+
+def test_an_app_of_serves_config_may_have_a_name_of_any_type():
+    service = render(spec(), apps=[app()])
+    one = next(one for one in service if one["kind"] == "RayService")
+    for text in ("applications: [{name: {a: b}}, {name: [7]}]", "applications: 2026-99-99"):
+        changed = one | {"spec": one["spec"] | {"serveConfigV2": text}}
+        list(rayservices.lint(changed))
+
+
+def test_a_helm_template_that_was_not_rendered_is_checked(tmp_path: Path):
+    file = tmp_path / "deployment.yaml"
+    file.write_text(HELM)
+    code, output = run_with(tmp_path / "none", str(file))
+    assert code == 2 and "Traceback" not in output
+    assert "fault: spec.template.spec.volumes[0].name is {" in output
+
+
+HELM = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      containers:
+        - name: web
+          image: nginx
+          volumeMounts: [{name: data, mountPath: /data}]
+      volumes:
+        - name: {{ .Values.volume }}
+          emptyDir: {}
+"""
 RAY = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "a"}, "spec": {"entrypoint": "x"}}
 
 
@@ -146,6 +215,18 @@ def test_without_schemas_and_cluster_it_says_what_was_not_checked(tmp_path: Path
     assert "checked by Tandem's lint only: ray.io/v1 RayJob." in output
     code, output = run_with(none, str(file), "--from-cluster")
     assert code == 1 and "kubeconfig" in output
+
+
+@pytest.mark.parametrize("text", ["foo: [", "clusters: 3", "- a"])
+def test_a_kubeconfig_that_is_none_is_told_by_its_name_and_a_check_needs_none(tmp_path: Path, text: str):
+    file, broken = tmp_path / "job.yaml", tmp_path / "broken"
+    file.write_text(json.dumps(RAY))
+    broken.write_text(text)
+    code, output = run_with(broken, str(file))
+    assert code == 2 and "no cluster answered" in output
+    code, output = run_with(broken, str(file), "--from-cluster")
+    assert code == 1 and f"ClusterError: {broken} is no kubeconfig that can be used" in output, output
+    assert "kubectl config view" in output
 
 
 def test_the_schemas_may_be_those_of_the_cluster(tmp_path: Path, kubernetes_api: Cluster):

@@ -80,11 +80,46 @@ def test_a_cluster_is_applied_looked_at_and_deleted(command: Command) -> None:
     assert PLACE not in command.api.names("Namespace")
 
 
+def test_apps_whose_spec_is_not_given_are_named_as_running_and_no_advice_ends_them(command: Command) -> None:
+    plain = ("--no-wait", "--no-preflight")
+    assert command("apply", "cluster.yaml", "serve.yaml", *plain)[0] == 0
+    code, output = command("diff", "cluster.yaml")
+    assert "RayService" not in output
+    code, output = command("apply", "cluster.yaml", *plain)
+    assert code == 0 and "--prune" not in output
+    assert "Left running, for their specs were not given: RayService lab-serve, " in output
+    code, output = command("apply", "cluster.yaml", "--prune", *plain)
+    assert code == 0 and "--prune-running ends it, too" in output
+    assert command.api.names("RayService") == ["lab-serve"]
+    code, output = command("apply", "cluster.yaml", "--prune-running", *plain)
+    assert code == 0 and "Deleted: RayService lab-serve" in output
+    assert command.api.names("RayService") == []
+
+
 def test_nothing_is_applied_where_preflight_finds_what_cannot_work(command: Command) -> None:
     code, output = command("apply", "cluster.yaml", "serve.yaml", "--no-wait")
     assert code == 1
     assert "nothing was applied" in output and "--no-preflight" in output
     assert command.api.names("RayService") == command.api.names("ConfigMap") == []
+
+
+def test_rendered_manifests_come_with_a_note_how_to_make_the_token_that_they_only_name(
+    command: Command,
+) -> None:
+    def rendered(*changes: str) -> tuple[int, str]:
+        file = command.folder / "rendered.yaml"
+        file.write_text("\n".join([CLUSTER, *changes]), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "runtime", "render", str(file), "--out", "manifests"],
+            cwd=command.folder, env=command.environment, text=True, capture_output=True,
+        )  # fmt: skip
+        return done.returncode, done.stderr
+
+    code, note = rendered()
+    makes_it = 'create secret generic lab-ray-token --from-literal=auth_token="$(openssl rand -hex 32)"'
+    assert code == 0 and f"kubectl -n tandem-lab {makes_it}" in note
+    assert "generic mine --from" in rendered("auth: {secret: mine}")[1]
+    assert rendered("auth: {mode: none}") == (0, "")
 
 
 def test_ctrl_c_while_waiting_leaves_everything_running_and_says_so(command: Command) -> None:

@@ -22,6 +22,12 @@ S3 = "s3://a/b"
         ({"name": "Lab"}, "name: is 'Lab'"),
         ({"namespace": "-x"}, "namespace: is '-x'"),
         ({"image": "no image"}, "image: is 'no image'"),
+        ({"image": "a//b"}, "image: is 'a//b'"),
+        ({"image": "tandem:"}, "image: is 'tandem:'"),
+        ({"image": "reg.io/a:1:2"}, "image: is 'reg.io/a:1:2'"),
+        ({"image": "reg.io/Team/App:1"}, "image: is 'reg.io/Team/App:1'"),
+        ({"image": "Tandem:1"}, "image: is 'Tandem:1'"),
+        ({"image": f"tandem@sha256:{'A' * 64}"}, "image: is 'tandem@sha256:AAA"),
         ({"ray_version": "2.9.0"}, "ray_version: is '2.9.0'"),
         ({"node_groups": []}, "node_groups: is []"),
         ({"node_groups": [L4_GROUP, L4_GROUP]}, "the name 'l4' is there twice"),
@@ -43,6 +49,14 @@ S3 = "s3://a/b"
             "uri is '/mnt/tandem/../x', but the volume is mounted",
         ),
         ({"store": NFS | {"uri": "file:///mnt/tandem/x"}}, "each pod would have a folder of its own"),
+        ({"store": {"uri": "memory://a"}}, "store: uri is 'memory://a', where pods can have no store"),
+        ({"store": {"uri": "az://a/b"}}, "store: uri is 'az://a/b', where pods can have no store"),
+        ({"store": {"uri": "http://a/b"}}, "store: uri is 'http://a/b', where pods can have no store"),
+        ({"store": {"uri": "hf://a/b"}}, "store: uri is 'hf://a/b', where pods can have no store"),
+        ({"store": {"uri": "s3://"}}, "store: uri is 's3://', which names no bucket"),
+        ({"store": {"uri": "gs:///a"}}, "store: uri is 'gs:///a', which names no bucket"),
+        ({"store": {"uri": "gs://a/../b"}}, "'.' and '..' mean nothing in a store"),
+        ({"store": NFS | {"uri": "az://a/b"}}, "store: uri is 'az://a/b', where pods can have no store"),
         ({"store": {"host_path": "/srv/../x"}}, "host_path is '/srv/../x'. Write an absolute path, without"),
         ({"store": {"host_path": "/data"}}, "the groups may have 3 nodes"),
         ({"store": {"uri": "gs://a/b", "host_path": "/data"}}, "holds no store"),
@@ -53,6 +67,11 @@ S3 = "s3://a/b"
         ({"endpoint": {"kind": "Gateway", "host": "a.example.com"}}, "'Gateway' without class_name"),
         ({"endpoint": {"tls_secret": "x"}}, "knows no host, tls_secret or class_name"),
         ({"endpoint": {"source_ranges": ["10.0.0.0/8"]}}, "source_ranges are for a LoadBalancer"),
+        (
+            {"endpoint": {"load_balancer_class": "service.k8s.aws/nlb"}},
+            "load_balancer_class is 'service.k8s.aws/nlb', but kind is 'ClusterIP'",
+        ),
+        ({"api_server_port": 65_536}, "api_server_port: is 65536"),
         (
             {"queueing": KAI | {"queue": "Team A"}},
             "queueing.queue: is 'Team A', which cannot be a queue's name",
@@ -65,6 +84,13 @@ S3 = "s3://a/b"
         ({"priorities": ["batch", "training"]}, "priorities: is batch, training, but an order names each"),
         ({"priorities": ["urgent"]}, "priorities.0: is 'urgent'"),
         ({"serving": {"upgrade": "incremental"}}, "An incremental upgrade needs a GatewayClass"),
+        (
+            {
+                "serving": {"upgrade": "incremental", "gateway_class_name": "istio"},
+                "endpoint": {"kind": "LoadBalancer", "source_ranges": ["10.0.0.0/8"]},
+            },
+            "the only endpoint, but endpoint has kind, source_ranges. Leave endpoint out",
+        ),
         ({"serving": {"longest_request_s": 200_000}}, "serving.longest_request_s: is 200000"),
         ({"training": {"ttl_s": 2**31}}, "training.ttl_s: is 2147483648"),
     ],
@@ -73,6 +99,30 @@ def test_what_cannot_work_is_refused_with_its_field(changes: dict[str, Any], sai
     with pytest.raises(ConfigError) as refused:
         spec(**changes)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "tandem",
+        "team/tandem:0.1.0",
+        "localhost/tandem",
+        "localhost:5000/team/tandem",
+        "Registry.example.com:5000/team/tan__dem-x.y:V1_rc.2",
+        f"registry.example.com/team/tandem:0.1.0@sha256:{'a' * 64}",
+        "[2001:db8::1]:5000/tandem",
+    ],
+)
+def test_an_image_is_named_as_registries_name_it(image: str):
+    assert spec(image=image).image == image
+
+
+def test_a_store_is_a_bucket_in_storages_own_spelling():
+    for uri in ("gs://team", "gcs://team/tandem", "s3://team/a/b"):
+        assert spec(store={"uri": uri}).store.root == uri
+    with pytest.raises(ConfigError, match=r"uri s3://\*\*\* holds credentials") as refused:
+        spec(store={"uri": f"s3://key:{SECRET}@team/a"})
+    assert SECRET not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -85,8 +86,8 @@ def test_the_dashboards_port_leads_to_the_head_and_the_endpoints_to_a_worker_tha
 ) -> None:
     dashboard, endpoint = ports(kubernetes, spec(**QUIET), dashboard_port=0, http_port=0)
     with dashboard, endpoint:
-        assert httpx.get(f"http://127.0.0.1:{dashboard.port}").text == "head-1"
-        assert httpx.get(f"http://127.0.0.1:{endpoint.port}").text == "worker-1"
+        assert httpx.get(f"http://127.0.0.1:{dashboard.port}", timeout=60).text == "head-1"
+        assert httpx.get(f"http://127.0.0.1:{endpoint.port}", timeout=60).text == "worker-1"
 
 
 def test_a_megabyte_there_and_back_over_connections_side_by_side(
@@ -105,14 +106,14 @@ def test_when_the_head_goes_the_next_connection_finds_the_new_one(
     dashboard, endpoint = ports(kubernetes, spec(**QUIET), dashboard_port=0, http_port=0)
     with dashboard, endpoint:
         url = f"http://127.0.0.1:{dashboard.port}"
-        assert httpx.get(url).text == "head-1"
+        assert httpx.get(url, timeout=60).text == "head-1"
         running.delete("Pod", "head-1", namespace=PLACE)
         with pytest.raises(httpx.HTTPError):
-            httpx.get(url)
+            httpx.get(url, timeout=60)
         successor = Pod("head-2")
         running.put(pod("head-2", role="head", group=None))
         running.ports[PLACE, "head-2"] = successor.port
-        assert httpx.get(url).text == "head-2"
+        assert httpx.get(url, timeout=60).text == "head-2"
         successor.close()
 
 
@@ -150,11 +151,11 @@ def test_the_token_is_written_where_only_its_user_reads_it(
     assert stat.S_IMODE(write_token(kubernetes, spec(**QUIET)).stat().st_mode) == 0o600
 
 
-def test_the_command_prints_how_to_use_it_and_ends_with_ctrl_c(
-    kubernetes: Kubernetes, running: Cluster, tmp_path: Path
-) -> None:
+def connected(running: Cluster, tmp_path: Path, **changes: Any) -> tuple[str, str]:
+    """The dashboard's URL and all that `tandem cluster connect` prints until Ctrl-C."""
     file = tmp_path / "cluster.yaml"
-    file.write_text(json.dumps(spec(**QUIET).model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+    fields = spec(**QUIET, **changes).model_dump(mode="json", exclude_unset=True)
+    file.write_text(json.dumps(fields), encoding="utf-8")
     environment = os.environ | {
         "KUBECONFIG": str(running.kubeconfig(tmp_path / "kubeconfig")),
         "TANDEM_HOME": str(tmp_path),
@@ -173,13 +174,32 @@ def test_the_command_prints_how_to_use_it_and_ends_with_ctrl_c(
     try:
         wait_for(lambda: "Ctrl-C ends" in output.read_text(), "the addresses", 60)
         url = output.read_text().split()[1]
-        assert httpx.get(url).text == "head-1"
+        assert httpx.get(url, timeout=60).text == "head-1"
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
     finally:
         process.kill()
-    printed = output.read_text()
-    assert f'Tandem("{url}")' in printed
+    return url, output.read_text()
+
+
+def test_the_command_prints_how_to_use_it_and_ends_with_ctrl_c(
+    kubernetes: Kubernetes, running: Cluster, tmp_path: Path
+) -> None:
+    url, printed = connected(running, tmp_path)
+    # The laptop's own store is no folder of the pods: what goes there names the cluster's.
+    assert f'Tandem("{url}", store="gs://team/tandem")' in printed
+    assert "  export TANDEM_STORE=gs://team/tandem\n" in printed
     assert f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={tmp_path / 'tokens' / 'lab'}" in printed
     token = read_token(kubernetes, spec(**QUIET))
     assert token is not None and token not in printed
+
+
+def test_where_the_store_is_on_a_volume_the_command_says_how_specs_get_there(
+    running: Cluster, tmp_path: Path
+) -> None:
+    url, printed = connected(running, tmp_path, store={"nfs": {"server": "10.0.0.9", "path": "/export"}})
+    assert f'Tandem("{url}")' in printed
+    # A laptop has no such folder: to export it would make one that no pod knows.
+    assert "TANDEM_STORE" not in printed
+    assert f"  tandem cluster apply {tmp_path / 'cluster.yaml'} SPEC.yaml\n" in printed
+    assert "where the volume is mounted at /mnt/tandem, too: --store /mnt/tandem/store" in printed

@@ -65,6 +65,18 @@ def test_an_account_of_one_namespace_ends_what_is_there_and_is_told_what_may_be_
     assert any(line.startswith("PersistentVolumeClaim lab-store stays, for its data") for line in told)
 
 
+def test_where_secrets_may_not_be_listed_all_else_goes_and_the_token_is_told(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    applied(kubernetes)
+    kubernetes_api.forbidden.add(("list", "secrets"))
+    (note,) = to_delete(kubernetes, ON_NFS).unseen
+    assert note.startswith("not looked at: Secrets") and "lab-ray-token, stays" in note
+    end(kubernetes)
+    assert kubernetes_api.names("RayService") == kubernetes_api.names("ConfigMap") == []
+    assert kubernetes_api.names("Secret") == ["lab-ray-token"]
+
+
 def test_a_namespace_goes_only_if_asked_for_and_made_by_an_apply(
     kubernetes: Kubernetes, kubernetes_api: Cluster
 ) -> None:

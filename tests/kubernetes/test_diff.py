@@ -61,8 +61,13 @@ def test_a_conflict_is_shown_with_who_holds_the_field(
     assert "-  rayClusterDeletionDelaySeconds: 5" in found.text
 
 
-def test_what_is_no_longer_rendered_is_listed(kubernetes: Kubernetes) -> None:
+def test_what_is_no_longer_rendered_is_listed_once_it_has_ended(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
     apply(kubernetes, spec(**QUIET), render(spec(**QUIET), apps=[app()], jobs=[job()]))
+    # While it runs, no apply ends it.
+    assert differences(kubernetes, spec(**QUIET), manifests()) == []
+    kubernetes_api.set_status("RayJob", "lab-sft", {"jobDeploymentStatus": "Complete"}, namespace=PLACE)
     found = differences(kubernetes, spec(**QUIET), manifests())
     assert {(one.title, one.kind) for one in found} >= {("RayJob lab-sft", "no longer rendered")}
     assert {one.kind for one in found} == {"no longer rendered"}

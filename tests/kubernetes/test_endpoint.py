@@ -4,10 +4,15 @@ import json
 
 import pytest
 
+from cluster.kubernetes.apply import Applied, apply
+from cluster.kubernetes.client import Kubernetes
 from cluster.kubernetes.endpoint import endpoint
 from cluster.kubernetes.names import pod_labels
+from cluster.kubernetes.render import render
 from tests.kubernetes.accepted import assert_accepted, only
-from tests.kubernetes.specs import spec
+from tests.kubernetes.running import PLACE, QUIET, operator_turns, pod
+from tests.kubernetes.specs import A100_GROUP, app, spec
+from tests.servers.kubernetes_api import Cluster
 
 INGRESS = {"kind": "Ingress", "host": "llm.example.com", "class_name": "nginx", "tls_secret": "llm-tls"}
 GATEWAY = {"kind": "Gateway", "host": "llm.example.com", "class_name": "istio", "tls_secret": "llm-tls"}
@@ -24,36 +29,113 @@ def selects(service, **of_pod) -> bool:
     return service["spec"]["selector"].items() <= pod_labels(spec(), **of_pod).items()
 
 
-def test_pitfalls_2_and_3_workers_that_serve_are_selected_heads_and_training_are_not():
-    (service,) = of()
-    assert selects(service, part="serving", role="worker", group="l4")
-    for part, role in (("serving", "head"), ("training", "worker"), ("shared", "worker")):
-        assert not selects(service, part=part, role=role)
-    assert service["spec"]["ports"] == [{"name": "http", "protocol": "TCP", "port": 8000, "targetPort": 8000}]
+@pytest.mark.parametrize(
+    "door", [{}, {"kind": "LoadBalancer", "source_ranges": ["10.0.0.0/8"]}, INGRESS, GATEWAY]
+)
+@pytest.mark.parametrize("upgrade", ["new_cluster", "none"])
+def test_pitfalls_2_and_6_the_operator_says_which_cluster_the_endpoint_is(door, upgrade):
+    """A selector of ours would have both clusters of an upgrade in it, and one of them cannot answer yet."""
+    changes = {"endpoint": door, "serving": {"upgrade": upgrade}}
+    found = render(spec(**changes), apps=[app()])
+    service = only(found, "Service")
+    assert "selector" not in service["spec"]
+    assert service["spec"]["ports"] == [
+        {"name": "serve", "protocol": "TCP", "port": 8000, "targetPort": 8000}
+    ]
     # A worker without a replica is NotReady by design: it must not be published all the same.
     assert "publishNotReadyAddresses" not in service["spec"]
+    # What it writes there is the template's, all of it: what only one of the two has would come and go.
+    template = only(found, "RayService")["spec"]["serveService"]
+    assert template["metadata"]["name"] == service["metadata"]["name"] == "lab-endpoint"
+    assert template["spec"] == service["spec"]
+    assert_accepted([one for one in found if one["kind"] == "RayService"])
 
 
-def test_pitfall_6_the_selector_holds_through_upgrades():
-    (service,) = of()
-    assert service["metadata"]["name"] == "lab-endpoint"
-    assert all(key.startswith("tandem.dev/") for key in service["spec"]["selector"])
+def test_the_port_is_called_as_the_heads_is():
+    """Of another name the operator would write its own definition, which ours would then change back."""
+    body = only(render(spec(), apps=[app()]), "RayService")["spec"]
+    container = body["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    (port,) = body["serveService"]["spec"]["ports"]
+    assert {"name": port["name"], "containerPort": port["port"]} in container["ports"]
+
+
+def test_an_upgrade_keeps_the_endpoint_at_the_cluster_that_answers(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+):
+    door = {"kind": "LoadBalancer", "annotations": {"a.example.com/b": "c"}}
+
+    def applied(**changes) -> Applied:
+        one = spec(**QUIET | {"endpoint": door} | changes)
+        return apply(kubernetes, one, render(one, apps=[app()]))
+
+    def leads_to() -> list[str]:
+        service = kubernetes_api.get("Service", "lab-endpoint", namespace=PLACE)
+        wanted = service["spec"].get("selector") or {}
+        pods = [pod(f"{cluster}-worker", ray_cluster=cluster) for cluster in ("lab-serve-a", "lab-serve-b")]
+        labels = [one["metadata"]["labels"] | {"ray.io/serve": "true"} for one in pods]
+        return [one["ray.io/cluster"] for one in labels if wanted and wanted.items() <= one.items()]
+
+    applied()
+    assert leads_to() == []
+    operator_turns(kubernetes_api, "lab-serve-a")
+    assert leads_to() == ["lab-serve-a"]
+    assert "Service lab-endpoint" in applied().unchanged
+
+    # A second cluster starts, whose pods are ready long before its models are.
+    door = {**door, "source_ranges": ["10.0.0.0/8"], "annotations": {"a.example.com/b": "d"}}
+    assert "Service lab-endpoint" in applied(image="registry.example.com/team/tandem:0.2.0").changed
+    assert leads_to() == ["lab-serve-a"]
+    now = kubernetes_api.get("Service", "lab-endpoint", namespace=PLACE)
+    assert now["metadata"]["annotations"] == {"a.example.com/b": "d"}
+
+    operator_turns(kubernetes_api, "lab-serve-b")
+    assert leads_to() == ["lab-serve-b"]
+    after = kubernetes_api.get("Service", "lab-endpoint", namespace=PLACE)
+    assert after["spec"]["loadBalancerSourceRanges"] == ["10.0.0.0/8"]
+    assert "Service lab-endpoint" in applied(image="registry.example.com/team/tandem:0.2.0").unchanged
 
 
 def test_apps_in_the_shared_cluster_are_reached_through_its_head():
     (service,) = of(has_apps=False)
     assert selects(service, part="shared", role="head")
-    assert not selects(service, part="shared", role="worker")
+    for part, role in (
+        ("shared", "worker"),
+        ("training", "head"),
+        ("serving", "head"),
+        ("serving", "worker"),
+    ):
+        assert not selects(service, part=part, role=role)
+    # Its head must not be among the endpoints by which the operator knows that the apps are ready.
+    assert service["metadata"]["name"] == "lab-shared-endpoint"
+    for door in (INGRESS, GATEWAY):
+        found = of(door, has_apps=False)
+        assert [one["metadata"]["name"] for one in found[1:]] == ["lab-endpoint"] * (len(found) - 1)
+        assert '"name": "lab-shared-endpoint", "port"' in json.dumps(found[-1])
 
 
-def test_pitfall_5_a_load_balancer_is_a_service_of_our_own_in_every_kind_of_upgrade():
-    door = {"kind": "LoadBalancer", "source_ranges": ["10.0.0.0/8"], "annotations": {"a.example.com/b": "c"}}
-    serving = {"upgrade": "incremental", "gateway_class_name": "istio"}
-    (service,) = of(door, serving=serving)
+def test_pitfall_5_an_incremental_upgrade_has_the_operators_gateway_alone():
+    given = spec(serving={"upgrade": "incremental", "gateway_class_name": "istio"}, node_groups=[A100_GROUP])
+    assert endpoint(given) == []
+    assert "serveService" not in only(render(given, apps=[app()]), "RayService")["spec"]
+    # Without a RayService there is no such Gateway.
+    (service,) = endpoint(given, has_apps=False)
+    assert selects(service, part="shared", role="head")
+
+
+def test_a_load_balancer_is_as_the_spec_has_it():
+    door = {
+        "kind": "LoadBalancer",
+        "source_ranges": ["10.0.0.0/8"],
+        "load_balancer_class": "service.k8s.aws/nlb",
+        "annotations": {"a.example.com/b": "c"},
+    }
+    (service,) = of(door)
     assert (service["kind"], service["spec"]["type"]) == ("Service", "LoadBalancer")
     assert service["spec"]["loadBalancerSourceRanges"] == ["10.0.0.0/8"]
+    assert service["spec"]["loadBalancerClass"] == "service.k8s.aws/nlb"
     assert service["metadata"]["annotations"] == {"a.example.com/b": "c"}
-    assert "loadBalancerSourceRanges" not in of({"kind": "LoadBalancer"})[0]["spec"]
+    plain = of({"kind": "LoadBalancer"})[0]["spec"]
+    assert "loadBalancerSourceRanges" not in plain and "loadBalancerClass" not in plain
 
 
 def test_an_ingress_has_the_host_its_certificate_and_its_class():
@@ -65,7 +147,7 @@ def test_an_ingress_has_the_host_its_certificate_and_its_class():
     (rule,) = ingress["rules"]
     assert rule["host"] == "llm.example.com"
     assert rule["http"]["paths"][0]["backend"] == {
-        "service": {"name": "lab-endpoint", "port": {"name": "http"}}
+        "service": {"name": "lab-endpoint", "port": {"name": "serve"}}
     }
     plain = only(of({"kind": "Ingress", "host": "llm.example.com"}), "Ingress")
     assert "tls" not in plain["spec"] and "annotations" not in plain["metadata"]
@@ -121,6 +203,8 @@ def test_gkes_ingress_has_its_class_where_gke_reads_it_and_a_backend_config():
     config = only(found, "BackendConfig")
     named = json.loads(annotations["cloud.google.com/backend-config"])
     assert named == {"default": config["metadata"]["name"]}
+    # With network policies GKE would else look for a NodePort Service.
+    assert json.loads(annotations["cloud.google.com/neg"]) == {"ingress": True}
     assert config["spec"] == {
         "timeoutSec": 901,
         "healthCheck": {"type": "HTTP", "port": 8000, "requestPath": "/-/healthz"},

@@ -88,6 +88,7 @@ FIELDS = {
     "endpoint.host of a Gateway": lambda word: _door("Gateway", host=word, tls_secret="tls"),
     "endpoint.tls_secret of an Ingress": lambda word: _door("Ingress", tls_secret=word),
     "endpoint.tls_secret of a Gateway": lambda word: _door("Gateway", tls_secret=word),
+    "endpoint.load_balancer_class": lambda word: _door("LoadBalancer", load_balancer_class=word),
     "endpoint.class_name of an Ingress": lambda word: _door("Ingress", class_name=word),
     "endpoint.class_name of a Gateway": lambda word: _door("Gateway", class_name=word),
     "endpoint.annotations": lambda word: _door("Ingress", annotations={word: "x"}),

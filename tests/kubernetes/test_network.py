@@ -121,6 +121,10 @@ def test_pitfall_13_prometheus_scrapes_all_pods_and_the_heads_two_other_ports():
         assert cluster.lets_in(to, port, of=STRANGER, namespace="observing")
         assert not cluster.lets_in(to, port, of=STRANGER, namespace="monitoring")
     assert not cluster.lets_in(WORKER, 44217, of=STRANGER, namespace="observing")
+    for to in (HEAD, WORKER):
+        assert cluster.lets_in(to, 9101, of=STRANGER, namespace="observing")
+        assert not cluster.lets_in(to, 9101, of=STRANGER, namespace="monitoring")
+    assert not cluster.lets_in(TRAINER, 9101, of=STRANGER, namespace="observing")
     off = Cluster(monitoring={"enabled": False})
     assert not off.lets_in(WORKER, 8080, of=STRANGER, namespace="monitoring")
 
@@ -138,6 +142,13 @@ def test_the_api_server_is_for_heads_whose_autoscaler_asks_it():
     assert cluster.lets_out(pod("training", "head"), 6443)
     assert not cluster.lets_out(WORKER, 6443)
     assert not cluster.lets_out(TRAINER, 6443)
+
+
+def test_the_api_server_is_reached_where_it_listens_itself():
+    cluster = Cluster(node_groups=[A100_GROUP], api_server_port=16443)
+    assert cluster.lets_out(HEAD, 16443) and cluster.lets_out(HEAD, 443)
+    assert not cluster.lets_out(HEAD, 6443)
+    assert not cluster.lets_out(WORKER, 16443)
 
 
 def test_the_way_to_the_store_is_open_wherever_it_is():

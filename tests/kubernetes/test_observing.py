@@ -7,10 +7,11 @@ import pytest
 from cluster.kubernetes.elsewhere import stem
 from cluster.kubernetes.names import pod_labels
 from cluster.kubernetes.observing import observing
+from cluster.kubernetes.render import render
 from cluster.monitoring.rules import rule_groups
 from runtime.core.errors import ConfigError
-from tests.kubernetes.accepted import assert_accepted, only
-from tests.kubernetes.specs import spec
+from tests.kubernetes.accepted import assert_accepted, only, pod_templates
+from tests.kubernetes.specs import app, job, spec
 
 LAB = stem(spec())
 """What the names of objects in others' namespaces begin with."""
@@ -28,8 +29,8 @@ def test_pitfall_11_pods_are_scraped_not_services_which_would_count_the_head_twi
     assert [one["metadata"]["name"] for one in found if one["kind"] == "ServiceMonitor"] == [f"{LAB}-dcgm"]
     head, worker = only(found, "PodMonitor", "lab-head"), only(found, "PodMonitor", "lab-worker")
     ports = [one["port"] for one in head["spec"]["podMetricsEndpoints"]]
-    assert ports == ["metrics", "as-metrics", "dash-metrics"]
-    assert [one["port"] for one in worker["spec"]["podMetricsEndpoints"]] == ["metrics"]
+    assert ports == ["metrics", "as-metrics", "dash-metrics", "haproxy"]
+    assert [one["port"] for one in worker["spec"]["podMetricsEndpoints"]] == ["metrics", "haproxy"]
     for part in ("serving", "training", "shared"):
         for role, monitor in (("head", head), ("worker", worker)):
             selector = monitor["spec"]["selector"]["matchLabels"]
@@ -40,9 +41,9 @@ def test_pitfall_11_pods_are_scraped_not_services_which_would_count_the_head_twi
 def test_pitfall_11_every_sample_says_which_ray_cluster_it_is_of():
     monitors = [one for one in of() if one["kind"] == "PodMonitor"]
     endpoints = [one for monitor in monitors for one in monitor["spec"]["podMetricsEndpoints"]]
-    assert len(endpoints) == 4
+    assert len(endpoints) == 6
     for one in endpoints:
-        (relabeling,) = one["relabelings"]
+        relabeling, *_ = one["relabelings"]
         # Prometheus' name for the pod's label ray.io/cluster.
         assert relabeling["sourceLabels"] == ["__meta_kubernetes_pod_label_ray_io_cluster"]
         assert relabeling["targetLabel"] == "ray_io_cluster"
@@ -54,11 +55,40 @@ def test_pitfall_11_prometheus_selects_by_the_release_label():
     assert {one["metadata"]["labels"]["release"] for one in found} == {"kps"}
 
 
+def test_every_port_that_is_scraped_is_one_that_pods_declare_and_haproxys_only_where_apps_are():
+    manifests = render(spec(training={"cluster": "shared"}), apps=[app()], jobs=[job()])
+    manifests += render(spec(), jobs=[job()])
+    ready_only = {"sourceLabels": ["__meta_kubernetes_pod_ready"], "regex": "true", "action": "keep"}
+    scraped = {
+        (one["metadata"]["name"].removeprefix("lab-"), endpoint["port"]): endpoint
+        for one in of()
+        if one["kind"] == "PodMonitor"
+        for endpoint in one["spec"]["podMetricsEndpoints"]
+    }
+    declared: dict[tuple[str, str], set[tuple[str, int]]] = {}
+    for manifest, role, template in pod_templates(manifests):
+        for port in template["spec"]["containers"][0].get("ports", ()):
+            where = declared.setdefault((role, port["name"]), set())
+            where.add((manifest["kind"], port["containerPort"]))
+    assert scraped.keys() <= declared.keys()
+    for role in ("head", "worker"):
+        assert declared[role, "haproxy"] == {("RayService", 9101)}
+        # A worker without a replica has no HAProxy, and is not ready.
+        assert ready_only in scraped[role, "haproxy"]["relabelings"]
+        assert ready_only not in scraped[role, "metrics"]["relabelings"]
+        # The alert about nodes that do not answer leaves this job out.
+        job_label = {"targetLabel": "job", "replacement": "haproxy", "action": "replace"}
+        assert job_label in scraped[role, "haproxy"]["relabelings"]
+
+
 def test_the_gpus_exporter_is_scraped_where_it_runs():
     monitor = only(of(dcgm_namespace="nvidia"), "ServiceMonitor")
     assert monitor["metadata"]["namespace"] == "nvidia"
     assert monitor["spec"]["selector"] == {"matchLabels": {"app": "nvidia-dcgm-exporter"}}
-    assert [one["port"] for one in monitor["spec"]["endpoints"]] == ["metrics"]
+    # assets/state-dcgm-exporter/0600_service.yaml of NVIDIA/gpu-operator.
+    service_labels, service_ports = {"app": "nvidia-dcgm-exporter"}, {"gpu-metrics": 9400}
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service_labels.items()
+    assert [service_ports.get(one["port"]) for one in monitor["spec"]["endpoints"]] == [9400]
     assert not [one for one in of(dcgm=False) if one["kind"] == "ServiceMonitor"]
 
 

@@ -153,6 +153,48 @@ def test_gateway_classes_are_looked_up_by_name(kubernetes: Kubernetes, kubernete
     assert about(preflight(now, wanted), "endpoint.class_name").level == "ok"
 
 
+def test_the_load_balancers_class_that_a_webhook_wrote_must_be_the_specs(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    put_namespace(kubernetes_api)
+    place = {"name": "lab-endpoint", "namespace": "tandem-lab"}
+    body = {"type": "LoadBalancer", "loadBalancerClass": "service.k8s.aws/nlb"}
+    kubernetes_api.put({"apiVersion": "v1", "kind": "Service", "metadata": place, "spec": body})
+    one = about(
+        preflight(kubernetes, small(endpoint={"kind": "LoadBalancer"})), "endpoint.load_balancer_class"
+    )
+    assert (one.level, one.seen) == (
+        "error", "Service lab-endpoint has service.k8s.aws/nlb, and the spec None.",
+    )  # fmt: skip
+    assert one.remedy == "Write endpoint.load_balancer_class: service.k8s.aws/nlb."
+    named = {"kind": "LoadBalancer", "load_balancer_class": "service.k8s.aws/nlb"}
+    topics = {found.topic for found in preflight(kubernetes, small(endpoint=named))}
+    assert "endpoint.load_balancer_class" not in topics
+
+
+def test_the_api_servers_own_port_must_be_one_that_ray_may_reach(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    assert "api_server_port" not in {one.topic for one in preflight(kubernetes, small())}
+    labels = {"kubernetes.io/service-name": "kubernetes"}
+    kubernetes_api.put(
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": "kubernetes", "namespace": "default", "labels": labels},
+            "endpoints": [{"addresses": ["10.0.0.2"]}],
+            "ports": [{"name": "https", "port": 16443, "protocol": "TCP"}],
+        }
+    )
+    grows = {"node_groups": [small_l4(count=None, min=0, max=3)], "head": {"cpus": 2, "memory": "4GiB"}}
+    one = about(preflight(kubernetes, spec(**grows)), "api_server_port")
+    assert (one.level, one.seen) == ("error", "the API server listens at 16443, but the spec says 6443.")
+    assert one.remedy == "Write api_server_port: 16443."
+    # Only jobs with a range of workers could miss it.
+    assert about(preflight(kubernetes, small()), "api_server_port").level == "warning"
+    assert about(preflight(kubernetes, spec(**grows, api_server_port=16443)), "api_server_port").level == "ok"
+
+
 def test_kueues_queue_must_be_in_the_clusters_own_namespace(
     kubernetes: Kubernetes, kubernetes_api: Cluster
 ) -> None:

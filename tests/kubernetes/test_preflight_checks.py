@@ -181,6 +181,56 @@ def test_the_head_goes_where_it_takes_nobodys_node() -> None:
     assert about(found, "together").seen == "the head and 2 workers, the groups' least, fit at once."
 
 
+def submitter_said(nodes: list[Json], *, group: Json | None = None, **changes: Any) -> list[Finding]:
+    """What is said of submitters where the head has 2 CPUs and a pod of the group, unless changed, 6."""
+    head = {"cpus": 2, "memory": "4GiB"} | changes.pop("head", {})
+    wanted = spec(node_groups=[group or small_l4(count=1)], head=head, **changes)
+    found = check_nodes(wanted, [NodeSeen(one) for one in nodes], [], more_come=False)
+    return [one for one in found if one.topic == "submitter"]
+
+
+@pytest.mark.parametrize("cluster", ["own", "serving"])
+def test_the_pod_that_submits_a_job_needs_room_beside_the_head_and_the_workers(cluster: str) -> None:
+    training = {"cluster": cluster}
+    (one,) = submitter_said([node("n0", gpus=1)], training=training)
+    assert one.level == "warning"
+    assert one.seen == (
+        "the submitter of a training job (0.5 CPUs, 1 GiB) would find no node beside the head and 1 worker, "
+        "the groups' least."
+    )
+    # 0.5 CPUs of 8.
+    for cpus, level in ((5.5, "ok"), (5.6, "warning")):
+        group = small_l4(count=1, cpus=cpus)
+        assert [one.level for one in submitter_said([node("n0", gpus=1)], group=group)] == [level]
+    # Memory: 24 GiB, 4 and 1 of 32; 28, 4 and 1.
+    group = small_l4(count=1, cpus=5, memory="28GiB")
+    assert [one.level for one in submitter_said([node("n0", gpus=1)], group=group)] == ["warning"]
+    assert [one.level for one in submitter_said([node("n0", gpus=1), node("n1", gpus=0)])] == ["ok"]
+
+
+def test_a_submitter_goes_where_the_head_may_go_and_the_head_makes_room_for_it() -> None:
+    taint = {"key": "team", "value": "x", "effect": "NoSchedule"}
+    closed = node("n1", gpus=0, taints=[taint])
+    nodes = [node("n0", gpus=1), closed]
+    (one,) = submitter_said(nodes)
+    assert one.level == "warning" and "head.tolerations" in one.remedy
+    assert [one.level for one in submitter_said(nodes, head={"tolerations": [{"key": "team"}]})] == ["ok"]
+    labelled = [node("n0", gpus=1, labels={"pool": "a"}), node("n1", gpus=0, labels={"pool": "b"})]
+    assert [one.level for one in submitter_said(labelled, head={"node_labels": {"pool": "a"}})] == ["warning"]
+    assert [one.level for one in submitter_said(labelled, head={"node_labels": {"pool": "b"}})] == ["ok"]
+    # A worker on one node, the head on the other: the submitter is beside the one that leaves half a CPU.
+    for cpu, level in (("6500m", "ok"), ("6400m", "warning")):
+        two = [node("n0", gpus=1, cpu=cpu), node("n1", gpus=0, cpu="2")]
+        assert [one.level for one in submitter_said(two)] == [level]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"training": {"cluster": "shared"}}, {"queueing": {"kind": "kai", "queue": "q"}}]
+)
+def test_where_the_operator_submits_jobs_itself_no_room_is_looked_for(changes: Json) -> None:
+    assert submitter_said([node("n0", gpus=1)], **changes) == []
+
+
 def gpus_said(nodes: list[Json], policies: list[Json], daemonsets: list[Json] | None = None) -> list[Finding]:
     return check_gpus(spec(), [NodeSeen(one) for one in nodes], policies, daemonsets or [])
 

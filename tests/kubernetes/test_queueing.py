@@ -9,6 +9,7 @@ from cluster.kubernetes.raycluster import raycluster
 from cluster.kubernetes.rayjob import rayjob
 from cluster.kubernetes.rayservice import rayservice
 from cluster.kubernetes.render import render
+from runtime.core.errors import ConfigError
 from tests.kubernetes.accepted import crds, only
 from tests.kubernetes.specs import A100_GROUP, app, job, spec
 
@@ -69,11 +70,22 @@ def test_serving_waits_in_no_queue_of_kueue():
     assert not set(QUEUES.values()) & rayservice(queued, [app()])["metadata"]["labels"].keys()
 
 
+def test_a_queue_through_which_nothing_would_go_is_refused():
+    """With Kueue neither the RayService nor what runs in its cluster is in a queue."""
+    in_serving = {"queueing": {"kind": "kueue", "queue": "team-a"}, "training": {"cluster": "serving"}}
+    with pytest.raises(
+        ConfigError,
+        match=r"training\.cluster is 'serving', but queueing\.kind is 'kueue'.*'team-a'.*own or shared",
+    ):
+        spec(**in_serving)
+    assert spec(training={"cluster": "serving"}).queueing.kind == "none"
+
+
 @pytest.mark.parametrize(
     ("kind", "cluster"),
-    # Volcano and "shared" the spec refuses.
+    # Volcano and "shared", Kueue and "serving" the spec refuses.
     [("kai", "own"), ("kai", "serving"), ("kai", "shared"), ("volcano", "own"), ("volcano", "serving"),
-     ("kueue", "own"), ("kueue", "serving"), ("kueue", "shared")],
+     ("kueue", "own"), ("kueue", "shared")],
 )  # fmt: skip
 def test_nothing_that_brings_rays_pods_is_left_out_of_the_queue_of_its_scheduler(kind: str, cluster: str):
     queued = spec(queueing={"kind": kind, "queue": "team-a"}, training={"cluster": cluster})

@@ -15,7 +15,7 @@ from cluster.kubernetes.render import render
 from cluster.kubernetes.status import PodsRow, status
 from runtime.cli_cluster import cluster
 from tests.kubernetes.running import PLACE, QUIET, condition, observed, pod
-from tests.kubernetes.specs import app, spec
+from tests.kubernetes.specs import A100_GROUP, app, spec
 from tests.servers.kubernetes_api import Cluster
 
 
@@ -63,6 +63,38 @@ def test_a_load_balancers_address_is_that_which_the_cloud_gave(
     given = {"loadBalancer": {"ingress": [{"ip": "203.0.113.7"}]}}
     kubernetes_api.set_status("Service", "lab-endpoint", given, namespace=PLACE)
     assert status(kubernetes, spec(**QUIET, **balanced)).endpoint == "http://203.0.113.7:8000/v1"
+
+
+def test_the_shared_clusters_address_is_its_own_services(kubernetes: Kubernetes) -> None:
+    alone = spec(**QUIET)
+    apply(kubernetes, alone, render(alone))
+    assert status(kubernetes, alone).endpoint == "http://lab-shared-endpoint.tandem-lab.svc:8000/v1"
+    apply(kubernetes, alone, render(alone, apps=[app()]))
+    assert status(kubernetes, alone).endpoint == "http://lab-endpoint.tandem-lab.svc:8000/v1"
+
+
+def test_with_incremental_upgrades_the_address_is_that_of_the_operators_gateway(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    changes: dict[str, Any] = {
+        "serving": {"upgrade": "incremental", "gateway_class_name": "istio"},
+        "node_groups": [A100_GROUP],
+    }
+    applied(kubernetes, **changes)
+    assert status(kubernetes, spec(**QUIET, **changes)).endpoint is None
+    kubernetes_api.install("gateway")
+    kubernetes_api.put(
+        {
+            "apiVersion": "gateway.networking.k8s.io/v1",
+            "kind": "Gateway",
+            "metadata": {"name": "lab-serve-gateway", "namespace": PLACE},
+        }
+    )
+    now = Kubernetes.connect(host=kubernetes_api.url)
+    assert status(now, spec(**QUIET, **changes)).endpoint is None
+    given = {"addresses": [{"type": "IPAddress", "value": "203.0.113.9"}]}
+    kubernetes_api.set_status("Gateway", "lab-serve-gateway", given, namespace=PLACE)
+    assert status(now, spec(**QUIET, **changes)).endpoint == "http://203.0.113.9/v1"
 
 
 def test_an_ingress_address_is_its_host(kubernetes: Kubernetes) -> None:

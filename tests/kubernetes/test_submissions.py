@@ -5,6 +5,7 @@ from __future__ import annotations
 from cluster.kubernetes.apply import apply
 from cluster.kubernetes.client import Kubernetes
 from cluster.kubernetes.diff import differences
+from cluster.kubernetes.nodes_seen import tolerated
 from cluster.kubernetes.readiness import state_of
 from cluster.kubernetes.render import render
 from tests.kubernetes.accepted import assert_accepted, only
@@ -31,6 +32,31 @@ def test_a_job_goes_into_the_rayservices_cluster_and_brings_no_pods_with_gpus():
     pod = submitter["spec"]["template"]["spec"]
     assert "nvidia.com/gpu" not in str(pod["containers"][0]["resources"])
     assert pod["automountServiceAccountToken"] is False
+
+
+def test_a_submitter_may_be_wherever_the_head_may_where_all_nodes_have_a_taint():
+    taint = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+    head = {"node_labels": {"pool": "lab"}, "tolerations": [{"key": "nvidia.com/gpu"}]}
+    # On GKE nodes that run pods with their own identity have a label.
+    gke = {
+        "provider": "gke",
+        "store": {"uri": "gs://team/t", "service_account": "t@p.iam.gserviceaccount.com"},
+    }
+    for place in ({}, gke):
+        serving = render(spec(head=head, training=SERVING, **place), apps=[app()], jobs=[job()])
+        own = render(spec(head=head, **place), jobs=[job()])
+        assert_accepted([*serving, *own])
+        pods = [
+            only(serving, "Job")["spec"]["template"]["spec"],
+            only(own, "RayJob")["spec"]["submitterPodTemplate"]["spec"],
+        ]
+        template = only(serving, "RayService")["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]
+        for pod in pods:
+            assert tolerated(taint, pod["tolerations"])
+            assert pod["nodeSelector"] == template["spec"]["nodeSelector"]
+            assert pod["nodeSelector"]["pool"] == "lab"
+    nowhere_else = only(render(spec(training=SERVING), jobs=[job()]), "Job")["spec"]["template"]["spec"]
+    assert not {"tolerations", "nodeSelector"} & nowhere_else.keys()
 
 
 def test_it_is_submitted_to_a_service_that_follows_the_head_through_upgrades():

@@ -56,6 +56,25 @@ def test_a_service_is_ready_by_its_condition_however_many_workers_are_not(
     assert [one[0].is_ready for one in pictures] == [False, True]
 
 
+def test_an_account_that_may_not_see_events_or_logs_waits_and_is_told_so_once(
+    kubernetes: Kubernetes, kubernetes_api: Cluster
+) -> None:
+    manifests = applied(kubernetes)
+    again = waiting_container("CrashLoopBackOff")
+    kubernetes_api.put(pod("lab-worker-a", phase="Pending", ready=False, **again))
+    kubernetes_api.forbidden |= {("list", "events"), ("get", "pods")}
+    told: list[str] = []
+
+    def show(_: Sequence[State], troubles: Sequence[str]) -> None:
+        told.extend(troubles)
+        observed(kubernetes_api, "RayService", "lab-serve", conditions=[condition("Ready")])
+
+    wait(kubernetes, spec(**QUIET), manifests, timeout_s=30, show=show)
+    crash, events = told
+    assert "ends again and again. Its last lines:\n    (not looked at: " in crash
+    assert events.startswith("not looked at: Events: you may not list it")
+
+
 def test_a_status_of_the_spec_before_is_not_waited_out_as_ready() -> None:
     found = {"kind": "RayService", "metadata": {"name": "s", "generation": 7}}
     ready = {"conditions": [condition("Ready")]}

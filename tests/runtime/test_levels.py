@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from cluster.cluster_spec import ClusterSpec
 from cluster.placement import Free, Placement, Request, place
 from runtime.cli_level import level
-from runtime.core.config import load_spec
+from runtime.core.config import load_spec, parse_spec
 from runtime.core.errors import ConfigError
 from runtime.levels import LEVELS, Layout, files
 from serve_apps.spec import ServeSpec
@@ -72,9 +72,29 @@ def test_level_0_shares_one_card_and_level_1_splits_a_node():
 def test_level_2_grows_spreads_and_has_a_load_balancer():
     cluster, train, serve = specs(LAYOUTS[3])
     assert cluster.endpoint.kind == "LoadBalancer"
-    assert (cluster.node_groups[0].min, cluster.node_groups[0].max) == (3, 6)
+    training, replicas = cluster.node_groups
+    assert (training.name, training.count) == ("training", 1)
+    assert (replicas.name, replicas.min, replicas.max) == ("replicas", 2, 5)
+    assert training.accelerator_type == replicas.accelerator_type == "NVIDIA-L4"
     assert (serve.autoscaling.min_replicas, serve.autoscaling.max_replicas) == (2, 5)
     assert train.deepspeed == "zero3"
+
+
+@pytest.mark.parametrize("uri", ["gs://team/tandem", "s3://team/tandem"])
+def test_a_bucket_comes_with_the_ways_to_reach_it_each_a_line_to_choose(tmp_path: Path, uri: str):
+    done = CliRunner().invoke(level, ["2", "--store", uri, "-o", str(tmp_path)])
+    assert done.exit_code == 0 and "names no credentials for the bucket" in done.output
+    lines = (tmp_path / "cluster.yaml").read_text().splitlines()
+    at = lines.index(f"  uri: {uri}")
+    ways = [index for index in (at + 2, at + 3) if lines[index].startswith("  # ")]
+    assert len(ways) == 2
+    for way in ways:
+        chosen = [line.replace("  # ", "  ", 1) if index == way else line for index, line in enumerate(lines)]
+        if "service_account:" in lines[way]:
+            chosen.insert(0, "provider: gke")
+        assert (
+            len(parse_spec(ClusterSpec, "\n".join(chosen), origin="cluster.yaml").store.model_fields_set) == 2
+        )
 
 
 @pytest.mark.parametrize(
@@ -86,6 +106,8 @@ def test_level_2_grows_spreads_and_has_a_load_balancer():
         ({"level": 2, "store": None}, "--store is missing"),
         ({"level": 2, "store": "nas:exports"}, "--store is 'nas:exports'"),
         ({"level": 2, "store": "gs://a/b", "nodes": 1}, "--nodes is 1"),
+        ({"level": 2, "store": "az://a/b"}, "--store is 'az://a/b', where pods can have no store"),
+        ({"level": 2, "store": "s3://"}, "--store is 's3://', which names no bucket"),
         ({"name": "My Lab"}, "name: is 'My Lab'"),
         ({"image": "no image: at all"}, "image: is 'no image: at all'"),
     ],

@@ -49,6 +49,7 @@ KINDS = [
     ),
     *_kinds("apps/v1", "DaemonSet", "Deployment", "StatefulSet"),
     *_kinds("batch/v1", "Job"),
+    *_kinds("discovery.k8s.io/v1", "EndpointSlice"),
     *_kinds("networking.k8s.io/v1", "NetworkPolicy", "Ingress"),
     *_kinds("policy/v1", "PodDisruptionBudget"),
     *_kinds("rbac.authorization.k8s.io/v1", "Role", "RoleBinding"),

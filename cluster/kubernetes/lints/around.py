@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.kubernetes.faults import Fault, advice
-from cluster.kubernetes.lints.parts import mapping, pod_templates, rows
+from cluster.kubernetes.lints.parts import mapping, pod_templates, rows, words
 from cluster.kubernetes.workloads import Manifest
 
 _CLUSTER_LABEL = "ray.io/cluster"
@@ -93,8 +93,7 @@ def _pod_monitor(spec: dict[str, Any], manifest: Manifest) -> Iterator[Fault]:
     if not any(str(key).startswith(("ray.io/", "tandem.dev/")) for key in labels):
         return
     for where, endpoint in rows(spec, "podMetricsEndpoints", "spec.podMetricsEndpoints"):
-        targets = {rule.get("targetLabel") for _, rule in rows(endpoint, "relabelings", "")}
-        if "ray_io_cluster" not in targets:
+        if "ray_io_cluster" not in words(rows(endpoint, "relabelings", ""), "targetLabel"):
             yield advice(
                 f"{where}.relabelings", None, "All dashboards of Ray filter on ray_io_cluster.",
                 "Copy __meta_kubernetes_pod_label_ray_io_cluster into it.",

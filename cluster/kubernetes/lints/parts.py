@@ -7,7 +7,7 @@ schemas report it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,6 +87,11 @@ def rows(holder: dict[str, Any], name: str, path: str) -> Iterator[At]:
     for index, row in enumerate(found if isinstance(found, list) else []):
         if isinstance(row, dict):
             yield f"{path}[{index}]", row
+
+
+def words(entries: Iterable[At], name: str) -> set[str]:
+    """The strings that ``entries`` have under ``name``; other values, such as a template's, do not count."""
+    return {entry[name] for _, entry in entries if isinstance(entry.get(name), str)}
 
 
 def ray_cluster(manifest: Manifest) -> At | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.kubernetes.faults import Fault
 from cluster.kubernetes.lints.names import label_faults
-from cluster.kubernetes.lints.parts import At, PodTemplate, mapping, pod_templates, rows, whole
+from cluster.kubernetes.lints.parts import At, PodTemplate, mapping, pod_templates, rows, whole, words
 from cluster.kubernetes.workloads import Manifest
 from cluster.name_rules import is_label_key, is_label_value, is_object_name
 
@@ -81,18 +81,19 @@ def _env(where: str, spec: dict[str, Any]) -> Iterator[Fault]:
     yield from _twice(variables, "name", "The container has this variable twice.")
     for at, variable in variables:
         if variable.get("value") and variable.get("valueFrom"):
-            yield Fault(at, variable["name"], "It has value and valueFrom.", "Leave one of the two out.")
+            yield Fault(at, variable.get("name"), "It has value and valueFrom.", "Leave one of the two out.")
 
 
 def _mounts(pod: PodTemplate, where: str, spec: dict[str, Any]) -> Iterator[Fault]:
-    volumes = {volume.get("name") for _, volume in rows(pod.spec, "volumes", "")}
+    volumes = words(rows(pod.spec, "volumes", ""), "name")
     mounts = list(rows(spec, "volumeMounts", f"{where}.volumeMounts"))
     yield from _twice(mounts, "mountPath", "Two volumes are mounted there.")
     for at, mount in mounts:
-        if mount.get("name") not in volumes:
-            named = ", ".join(sorted(str(name) for name in volumes)) or "none"
+        name = mount.get("name")
+        if isinstance(name, str | None) and name not in volumes:
+            named = ", ".join(sorted(volumes)) or "none"
             yield Fault(
-                f"{at}.name", mount.get("name"), f"The pod has no volume of this name; it has: {named}.",
+                f"{at}.name", name, f"The pod has no volume of this name; it has: {named}.",
                 "Name one of its volumes, or add the volume.",
             )  # fmt: skip
         path = mount.get("mountPath")

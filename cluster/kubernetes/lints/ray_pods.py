@@ -15,6 +15,7 @@ from cluster.kubernetes.lints.parts import (
     ray_pods,
     rows,
     whole,
+    words,
     worker_groups,
 )
 from cluster.kubernetes.workloads import Manifest
@@ -63,7 +64,7 @@ def _head(pod: PodTemplate, serves: bool) -> Iterator[Fault]:
 
 
 def _head_ports(where: str, container: dict[str, Any], serves: bool) -> Iterator[Fault]:
-    ports = {port.get("name") for _, port in rows(container, "ports", "")}
+    ports = words(rows(container, "ports", ""), "name")
     for name, number in _HEAD_PORTS.items():
         if name not in ports:
             yield advice(
@@ -104,11 +105,10 @@ def _worker(pod: PodTemplate, serves: bool) -> Iterator[Fault]:
 def _product(pod: PodTemplate) -> Iterator[Fault]:
     must = "requiredDuringSchedulingIgnoredDuringExecution"
     terms = mapping(pod.spec, "affinity", "nodeAffinity", must)
-    keys = {
-        e.get("key")
-        for _, t in rows(terms, "nodeSelectorTerms", "")
-        for _, e in rows(t, "matchExpressions", "")
-    }
+    expressions = [
+        one for _, t in rows(terms, "nodeSelectorTerms", "") for one in rows(t, "matchExpressions", "")
+    ]
+    keys = words(expressions, "key")
     where = pod.field("spec.affinity.nodeAffinity")
     if _PRODUCT not in keys and _PRODUCT not in mapping(pod.spec, "nodeSelector"):
         yield advice(

@@ -51,7 +51,7 @@ def _groups(cluster: At) -> Iterator[Fault]:
     seen: set[str] = set()
     for where, group in worker_groups(cluster):
         name = group.get("groupName")
-        if name in seen:
+        if isinstance(name, str) and name in seen:
             yield Fault(
                 f"{where}.groupName", name, "A group before it has this name.",
                 "Give each group a name of its own.",

@@ -108,16 +108,19 @@ def _serve_config(spec: dict[str, Any]) -> Iterator[Fault]:
         return
     try:
         config = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
+        # ValueError: a word that looks like a date, and is none.
         yield Fault(where, text, "The text is no YAML.", "Repair it.")
         return
     apps = [app for _, app in rows(config, "applications", "")] if isinstance(config, dict) else []
     if not apps:
         yield Fault(where, text, "Serve's config has no applications.", "Add applications: [...].")
     for name, default in (("name", "default"), ("route_prefix", "/")):
-        counts = Counter(app.get(name, default) for app in apps)
+        counts = Counter(
+            value for value in (app.get(name, default) for app in apps) if isinstance(value, str)
+        )
         for value, count in counts.items():
-            if count > 1 and value is not None:
+            if count > 1:
                 why = f"{count} applications share it, which Serve refuses."
                 remedy = "Give each application one of its own."
                 yield Fault(f"{where}: applications[].{name}", value, why, remedy)

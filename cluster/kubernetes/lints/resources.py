@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.kubernetes.faults import Fault, advice
-from cluster.kubernetes.lints.parts import PodTemplate, mapping, pod_templates, quantity, rows
+from cluster.kubernetes.lints.parts import PodTemplate, mapping, pod_templates, quantity, rows, words
 from cluster.kubernetes.workloads import Manifest
 
 _FOR_EXAMPLE = "Write it as Kubernetes does: 500m, 4, 56Gi."
@@ -34,7 +34,7 @@ def _amounts(where: str, resources: dict[str, Any]) -> Iterator[Fault]:
     yield from _quantities(f"{where}.requests", requests)
     for name, value in requests.items():
         asked, most = quantity(value), quantity(limits.get(name))
-        if "/" not in name and asked is not None and most is not None and asked > most:
+        if "/" not in str(name) and asked is not None and most is not None and asked > most:
             yield Fault(
                 f"{where}.requests.{name}", value, f"It is more than the limit ({limits[name]}).",
                 "Lower it, or raise the limit.",
@@ -49,7 +49,7 @@ def _quantities(where: str, amounts: dict[str, Any]) -> Iterator[Fault]:
 
 def _gpus(where: str, resources: dict[str, Any]) -> Iterator[Fault]:
     limits, requests = mapping(resources, "limits"), mapping(resources, "requests")
-    for name in sorted({*limits, *requests}):
+    for name in sorted(name for name in {*limits, *requests} if isinstance(name, str)):
         if not name.endswith("/gpu") and not name.startswith("nvidia.com/mig-"):
             continue
         limit = quantity(limits.get(name))
@@ -89,14 +89,15 @@ def _what_ray_gets(pod: PodTemplate) -> Iterator[Fault]:
 def _memory_volumes(pod: PodTemplate) -> Iterator[Fault]:
     path = pod.field("spec.volumes")
     limit = mapping(pod.ray_container()[1], "resources", "limits").get("memory")
-    mounts = {m.get("name") for _, c in pod.containers() for _, m in rows(c, "volumeMounts", "")
-              if m.get("mountPath") == "/dev/shm"}  # fmt: skip
+    mounts = [one for _, c in pod.containers() for one in rows(c, "volumeMounts", "")
+              if one[1].get("mountPath") == "/dev/shm"]  # fmt: skip
+    shared = words(mounts, "name")
     for where, volume in rows(pod.spec, "volumes", path):
         empty = mapping(volume, "emptyDir")
         size = empty.get("sizeLimit")
         if size is not None and quantity(size) is None:
             yield Fault(f"{where}.emptyDir.sizeLimit", size, "That is no amount.", _FOR_EXAMPLE)
-        elif volume.get("name") in mounts:
+        elif words([(where, volume)], "name") & shared:
             yield from _shared_memory(where, empty, limit)
 
 
