@@ -95,7 +95,9 @@ def _is_of(group: NodeGroup, card: CardReading) -> bool:
     there, wanted = find(card.product), group.product
     if there is None or wanted is None:
         return card.product == group.accelerator_type
-    return there == wanted
+    # Ray's A100 is every A100, with 40 GB or with 80.
+    is_any_of_the_word = wanted != group.largest_product
+    return there == wanted or (is_any_of_the_word and there.ray == wanted.ray)
 
 
 def _lacks(group: NodeGroup, promised: str, there: str) -> ConfigError:

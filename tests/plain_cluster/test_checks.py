@@ -207,6 +207,26 @@ def test_a_machine_with_other_gpus_than_its_group_is_refused(tmp_path: Path, mon
             machine_options(None, None, "small", spec(**wrong))
 
 
+@pytest.mark.parametrize(
+    ("word", "is_of_it"), [("A100", True), ("NVIDIA-A100-SXM4-80GB", True), ("NVIDIA-A100-SXM4-40GB", False)]
+)
+def test_a_word_of_several_products_is_each_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str, is_of_it: bool
+):
+    card = {"uuid": "GPU-1", "memory_bytes": 80 * 2**30, "used_bytes": 0, "used_by": {}}
+    reading = tmp_path / "nvml.json"
+    reading.write_text(json.dumps([card | {"product": "NVIDIA A100-SXM4-80GB"}]))
+    monkeypatch.setenv("TANDEM_NVML_READING", str(reading))
+    group = spec(gpus=1, accelerator_type=word)
+    if is_of_it:
+        assert "--num-gpus=1" in machine_options(None, None, "small", group)
+    else:
+        with pytest.raises(
+            ConfigError, match=f"promises gpus: 1 of {word}, but this machine has NVIDIA A100"
+        ):
+            machine_options(None, None, "small", group)
+
+
 def test_a_head_needs_an_address_that_others_reach_free_ports_and_the_specs_store(own_home: Path):
     with pytest.raises(ConfigError, match=r"this machine's address is 127\.0\.0\.1.*--node-ip-address"):
         up_head(HeadSpec(node_ip_address="127.0.0.1"))
